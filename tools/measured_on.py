@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,20 @@ import typer
 STDOUT = Path("-")
 """Of an option for a file: print what it would hold, and nothing else."""
 
+
+class SplitName(str, Enum):
+    """`--split`."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
 Data = Annotated[
     Path | None,
     typer.Option(help="Data set folder written by `fathom data prepare`; default: the data of the run."),
 ]
-Split = Annotated[str | None, typer.Option(help="Split of the data set; default: validation.")]
+Split = Annotated[SplitName | None, typer.Option(help="Split of the data set; default: validation.")]
 Text = Annotated[
     list[str] | None,
     typer.Option(help="Text file, folder or pattern instead of a data set; may be given several times."),

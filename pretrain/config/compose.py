@@ -56,13 +56,15 @@ class Composition:
         return ""
 
 
-def compose(path: Path | str, overrides: Sequence[str] = ()) -> Composition:
+def compose(path: Path | str, overrides: Sequence[str] = (), near: str = "*.yaml") -> Composition:
     """Merges a file, its includes and the overrides, and resolves `${interpolations}`.
+
+    near: as in `find`.
 
     Raises UserError for a missing or unreadable file, a circle of includes, an override that is no
     key=value, and an interpolation that leads nowhere; OSError as the file system does.
     """
-    file = find(str(path), [Path.cwd()], "*.yaml")
+    file = find(str(path), [Path.cwd()], near)
     merging = _Merging()
     merging.add_file(file, ())
     for text in overrides:

@@ -14,6 +14,7 @@ from pathlib import Path
 from model.config import ModelConfig
 from model.depth.schemes import SCHEMES, scheme_names
 from model.errors import UserError
+from model.words import printable, written
 from pretrain.config.compose import COMMAND_LINE, compose
 from pretrain.config.errors import checked
 from pretrain.config.load import load_with_origins
@@ -59,6 +60,13 @@ class Variant:
     """Dotted keys of the model section."""
     factors: dict[str, Plain] = field(default_factory=dict)
     """Dotted keys of optimizer.factors."""
+    option: str = "scheme"
+    """The option of the command line that named it, for refusals."""
+
+    @property
+    def typed(self) -> str:
+        """The option with the text, as a refusal begins."""
+        return f"{self.option} {printable(self.text)}"
 
     @property
     def slug(self) -> str:
@@ -88,7 +96,7 @@ class Variant:
         for key, value in self.settings.items():
             section, _, last = key.rpartition(".")
             (values[section] if section else values)[last] = value
-        return validated(values, f"scheme {self.text!r}: ")
+        return validated(values, f"{self.typed}: ")
 
     def apply_factors(self, model: ModelConfig, factors: FactorsConfig) -> FactorsConfig:
         """The optimizer's factors under this scheme.
@@ -102,7 +110,7 @@ class Variant:
         for key, value in self.factors.items():
             role, _, name = key.partition(".")
             values.setdefault(role, {})[name] = value
-        return checked(FactorsConfig, values, f"scheme {self.text!r}: factors.")
+        return checked(FactorsConfig, values, f"{self.typed}: factors.")
 
     def with_base(self, base: str | None) -> Variant:
         """The variant with a base initialisation that was asked for, unless it names its own.
@@ -132,17 +140,22 @@ def base_asked_for(path: str, overrides: Sequence[str]) -> str | None:
     return config.model.init.base if COMMAND_LINE in given else None
 
 
-def parse_variant(text: str) -> Variant:
+def parse_variant(text: str, option: str = "scheme") -> Variant:
     """Reads NAME[:KEY=VALUE]..., or FILE.yaml, a recipe.
 
     KEY: an option of the scheme, one of SETTINGS, or factors.ROLE.NAME.
+    option: of the command line, which refusals name.
     Raises UserError in one line for anything else.
     """
-    if text.strip().endswith(".yaml"):
-        return _recipe(text.strip())
-    name, *pairs = text.strip().split(":")
+    text = text.strip()
+    if text.endswith(".yaml"):
+        return _recipe(text, option)
+    name, *pairs = text.split(":")
     if name not in SCHEMES:
-        raise UserError(f"scheme {name!r} is unknown; choose one of {', '.join(scheme_names())}")
+        raise UserError(
+            f"{option} {printable(name, 60)} is unknown: choose one of {', '.join(scheme_names())}"
+        )
+    typed = f"{option} {printable(text)}"
     options: dict[str, Plain] = {}
     settings: dict[str, Plain] = {}
     factors: dict[str, Plain] = {}
@@ -150,13 +163,13 @@ def parse_variant(text: str) -> Variant:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(
-                f"scheme {text!r}: {pair!r} is not of the form KEY=VALUE, "
+                f"{typed}: {printable(repr(pair), 60)} is not of the form KEY=VALUE, "
                 f"as in {name}:{next(iter(SCHEMES[name].options), 'init.base')}=..."
             )
         try:
             parsed = parse(value).value
         except YamlError as error:
-            raise UserError(f"scheme {text!r}: {value!r} is not a value") from error
+            raise UserError(f"{typed}: {printable(repr(value), 60)} is not a value") from error
         if key in SETTINGS:
             settings[key] = parsed
         elif key.startswith(FACTORS):
@@ -165,31 +178,33 @@ def parse_variant(text: str) -> Variant:
             options[key] = (
                 float(parsed) if isinstance(parsed, int) and not isinstance(parsed, bool) else parsed
             )
-    return Variant(text.strip(), name, _options(text, name, options), settings, factors)
+    return Variant(text, name, _options(typed, name, options), settings, factors, option)
 
 
-def _options(text: str, name: str, given: Mapping[str, Plain]) -> dict[str, float | bool]:
+def _options(typed: str, name: str, given: Mapping[str, Plain]) -> dict[str, float | bool]:
     """Options of the scheme `name`. Raises UserError for one that does not fit."""
     scheme = SCHEMES[name]
     try:
         scheme.check_options(given)
     except ValueError as error:
         others = f"; beside them {', '.join(SETTINGS)}, {FACTORS}ROLE.rate"
-        raise UserError(
-            f"scheme {text!r}: {error}{others if set(given) - set(scheme.options) else ''}"
-        ) from error
+        raise UserError(f"{typed}: {error}{others if set(given) - set(scheme.options) else ''}") from error
     return {key: value for key, value in given.items() if isinstance(value, (bool, int, float))}
 
 
-def _recipe(path: str) -> Variant:
+def _recipe(path: str, option: str) -> Variant:
     """The scheme of a recipe's file. Its rate and warm-up are left to whoever compares.
 
     Raises UserError for a file without a scheme, or with keys that are none of a recipe's.
     """
-    given = compose(path)
+    typed = f"{option} {printable(path)}"
+    try:
+        given = compose(path, near="recipe/*.yaml")
+    except UserError as error:
+        raise UserError(f"{typed}: {error}") from error
     name = _value(given.values, "model.scheme")
     if "model.scheme" not in given.origins or not isinstance(name, str) or name not in SCHEMES:
-        raise UserError(f"recipe {path}: model.scheme={name!r}: choose one of {', '.join(scheme_names())}")
+        raise UserError(f"{typed}: model.scheme={written(name)}: choose one of {', '.join(scheme_names())}")
     settings: dict[str, Plain] = {}
     factors: dict[str, Plain] = {}
     for key in given.origins:
@@ -203,14 +218,14 @@ def _recipe(path: str) -> Variant:
             factors[key.removeprefix(f"optimizer.{FACTORS}")] = value
         else:
             raise UserError(
-                f"recipe {path}: {key} is no part of a recipe, which has model.scheme, its options, "
+                f"{typed}: {key} is no part of a recipe, which has model.scheme, its options, "
                 f"optimizer.factors, a rate, a schedule, and of the model {', '.join(SETTINGS)}"
             )
     file = Path(path)
     text = f"{file.parent.name}/{file.stem}".lstrip("/")
     options = _value(given.values, "model.scheme_options")
-    known = _options(text, name, options if isinstance(options, dict) else {})
-    return Variant(text, name, known, settings, factors)
+    known = _options(typed, name, options if isinstance(options, dict) else {})
+    return Variant(text, name, known, settings, factors, option)
 
 
 def _value(values: Plain, key: str) -> Plain:
@@ -220,17 +235,16 @@ def _value(values: Plain, key: str) -> Plain:
     return found
 
 
-def parse_variants(text: str) -> list[Variant]:
-    """Reads a comma-separated list.
+def parse_variants(text: str, option: str = "scheme") -> list[Variant]:
+    """Reads a comma-separated list. option: as `parse_variant` has it.
 
     Raises UserError for an empty list, a scheme that occurs twice, or as `parse_variant`.
     """
-    variants = [parse_variant(part) for part in text.split(",") if part.strip()]
+    variants = [parse_variant(part, option) for part in text.split(",") if part.strip()]
     if not variants:
-        raise UserError("no scheme is named: give a list such as pre_ln,b2t,deepscalelm_pre_ln")
-    twice = {
-        variant.text for variant in variants if [other.text for other in variants].count(variant.text) > 1
-    }
+        raise UserError(f"{option} names no scheme: give a list such as pre_ln,b2t,deepscalelm_pre_ln")
+    texts = [variant.text for variant in variants]
+    twice = sorted({printable(one) for one in texts if texts.count(one) > 1})
     if twice:
-        raise UserError(f"scheme {', '.join(sorted(twice))} is named twice")
+        raise UserError(f"{option} names {', '.join(twice)} twice: name each scheme once")
     return variants

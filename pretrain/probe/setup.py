@@ -144,9 +144,9 @@ def _models(
     """Label and configuration of each model to measure. base: weights asked for by name."""
     variants: list[Variant | None] = [None]
     if choices.compare:
-        variants = list(parse_variants(choices.compare))
+        variants = list(parse_variants(choices.compare, "--compare"))
     elif choices.scheme:
-        variants = [parse_variant(choices.scheme)]
+        variants = [parse_variant(choices.scheme, "--scheme")]
     variants = [variant and variant.with_base(base) for variant in variants]
     return [
         (variant.text, _complete(config, variant.apply(model))) if variant else (model.scheme, model)

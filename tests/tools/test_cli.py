@@ -194,6 +194,9 @@ def test_a_typing_mistake_gets_a_suggestion(fake: None, capsys: pytest.CaptureFi
         ("plan", ["--price-per-gpu-hour", "\n"], "--price-per-gpu-hour \\n must be a number"),
         ("plan", ["--top", "1.5"], "--top 1.5 must be a whole number"),
         ("data prepare", ["--split-by", "foo"], "--split-by: 'foo' is not one of 'document', 'file'"),
+        ("data inspect", ["--split", "foo"], "--split: 'foo' is not one of 'train', 'validation', 'test'"),
+        ("eval", ["--split", "foo"], "--split: 'foo' is not one of 'train', 'validation', 'test'"),
+        ("depth-use", ["--split", "foo"], "--split: 'foo' is not one of 'train', 'validation', 'test'"),
     ],
 )
 def test_a_wrong_value_is_shown_as_it_was_typed(

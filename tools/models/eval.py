@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tools.measured_on import BatchSize, Data, Split, Text, TextKey
+from tools.measured_on import BatchSize, Data, Split, SplitName, Text, TextKey
 from tools.models.searching import Beam, LengthPenalty, MaxNewTokens, search_of
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def command(
     if precision not in (None, "auto", "fp32", "bf16"):
         raise UserError(f"--precision {printable(precision, 60)} is not known: choose auto, fp32 or bf16")
     if split is not None and text:
-        raise UserError(f"--split {printable(split, 60)} has no effect with --text: remove one of them")
+        raise UserError(f"--split {split.value} has no effect with --text: remove one of them")
     live = sys.stderr.isatty() and not as_json
 
     def progress(done: int, total: int) -> None:
@@ -117,7 +117,11 @@ def command(
         raise UserError(f"{_named(given)}: has no effect without --translate: remove it")
     searched = search_of(**searching) if translate else None
     common: dict[str, Any] = {"precision": precision, "progress": progress if live else None}
-    measured: dict[str, Any] = {"data": data, "split": split or "validation", "samples": samples}
+    measured: dict[str, Any] = {
+        "data": data,
+        "split": (split or SplitName.VALIDATION).value,
+        "samples": samples,
+    }
     measured["batch_size"] = batch_size
     if trained.kind is DECODER:
         told = evaluate(checkpoint, text=text or (), text_key=text_key, stride=stride, **measured, **common)

@@ -129,7 +129,7 @@ def command(
             f"{base.train.steps}: set fewer, or give shares with --warmups"
         )
     asked = base_asked_for(config, settings)
-    variants = [variant.with_base(asked) for variant in parse_variants(schemes)]
+    variants = [variant.with_base(asked) for variant in parse_variants(schemes, "--schemes")]
     if transfer:
         variants = doubled(variants, base, depths, rates, equal)  # type: ignore[arg-type]
     grid = Grid(variants, depths, rates, shares, range(base.train.seed, base.train.seed + seeds), equal)  # type: ignore[arg-type]

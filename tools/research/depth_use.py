@@ -12,7 +12,7 @@ import typer
 from model.errors import UserError
 from model.files import atomic_write_text, check_outputs
 from model.words import printable
-from tools.measured_on import STDOUT, BatchSize, Data, Split, Text, TextKey
+from tools.measured_on import STDOUT, BatchSize, Data, Split, SplitName, Text, TextKey
 
 
 def command(
@@ -69,10 +69,12 @@ def command(
     if precision not in ("auto", "fp32", "bf16"):
         raise UserError(f"--precision {printable(precision, 60)} is not known: choose auto, fp32 or bf16")
     if split is not None and text:
-        raise UserError(f"--split {printable(split, 60)} has no effect with --text: remove one of them")
+        raise UserError(f"--split {split.value} has no effect with --text: remove one of them")
     check_picture(plot)
     check_outputs({"--json": None if json_ == STDOUT else json_, "--plot": plot})
-    asked = Asked(data, split or "validation", text or (), text_key, samples, batch_size=batch_size)
+    asked = Asked(
+        data, (split or SplitName.VALIDATION).value, text or (), text_key, samples, batch_size=batch_size
+    )
     opened = open_runs(runs, asked, every)
     live = sys.stderr.isatty()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from tools.measured_on import SplitName
 from tools.text.summary import print_summary
 
 if TYPE_CHECKING:
@@ -356,10 +357,7 @@ def _size(given: str) -> tuple[int, int]:
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data set folder.")],
     documents: Annotated[int, typer.Option(min=0, max=1000, help="Documents to show.")] = 1,
-    split: Annotated[
-        str,
-        typer.Option(help="Split to show documents of: train, validation or test."),
-    ] = "train",
+    split: Annotated[SplitName, typer.Option(help="Split to show documents of.")] = SplitName.TRAIN,
     as_json: Annotated[bool, typer.Option("--json", help="Print manifest and documents as JSON.")] = False,
 ) -> None:
     """Show what a data set folder holds, and its first documents as text."""
@@ -368,7 +366,7 @@ def inspect(
 
     from pretrain.data.dataset_admin import inspect_dataset
 
-    manifest, texts = inspect_dataset(folder, split, documents)
+    manifest, texts = inspect_dataset(folder, split.value, documents)
     if as_json:
         content = {"manifest": manifest.model_dump(mode="json"), "documents": texts}
         typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
@@ -376,7 +374,7 @@ def inspect(
     print_summary(folder, manifest)
     console = Console()
     for number, text in enumerate(texts, start=1):
-        console.print(Rule(f"{split} document {number}"))
+        console.print(Rule(f"{split.value} document {number}"))
         console.out(CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), highlight=False)
 
 

@@ -393,7 +393,7 @@ def test_what_no_cell_does_is_refused_where_the_file_asks_for_it(config: Path, t
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (("--schemes", "nope"), "is unknown"),
+        (("--schemes", "nope"), "--schemes nope is unknown"),
         (("--lrs", "1e-3,x"), "separated by commas"),
         (("--lrs", "1e-3,nan"), "named once"),
         (("--warmups", "1.5"), "below 1"),
