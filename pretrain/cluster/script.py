@@ -17,6 +17,8 @@ from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.supervise import NOTHING_TO_DO
 
 SLURM = Path(__file__).resolve().parents[2] / "slurm"
+JOB_CONFIG = "submitted.yaml"
+"""In the run directory: the configuration that the job takes."""
 TEMPLATE, SITE_EXAMPLE = SLURM / "train.sbatch.j2", SLURM / "site.example.yaml"
 
 LEFT_OVER_SECONDS = 120
@@ -39,7 +41,7 @@ class Script:
     array: str | None = None
     allowed_nodes: Sequence[int] = ()
     max_restarts: int = MAX_RESTARTS
-    command: Sequence[str] = ("-m", "tools.cli", "pretrain", "$RUN/config.yaml")
+    command: Sequence[str] = ("-m", "tools.cli", "pretrain", f"$RUN/{JOB_CONFIG}")
     """The tasks' arguments after Python, with `$RUN` for the run directory."""
 
 

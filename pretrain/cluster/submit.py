@@ -17,7 +17,7 @@ from model.words import printable
 from parallel.launch import slurm_client
 from pretrain.cluster.code_copy import copy_code
 from pretrain.cluster.decision import MAX_RESTARTS
-from pretrain.cluster.script import Script, render
+from pretrain.cluster.script import JOB_CONFIG, Script, render
 from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.slurm_words import check_dependency, parse_nodes, parse_time
 from pretrain.cluster.submit_checks import Problems, allowed_nodes, check_run, one_error, overriding
@@ -182,6 +182,7 @@ def submit(planned: Plan) -> list[str]:
     """Writes snapshot, configurations and script, and hands the script to sbatch.
 
     Returns the job ids, more than one for a chain.
+    What a run that has trained is stays as it is (config.yaml), until the job has taken a step.
     Raises UserError when a job is at one of the runs already, or Slurm refuses.
     Then state.json is as before.
     """
@@ -194,7 +195,10 @@ def submit(planned: Plan) -> list[str]:
     before = {run_dir: _text(run_dir / states.STATE_FILE) for run_dir, _ in planned.runs}
     for run_dir, config in planned.runs:
         (run_dir / states.CONTROL).mkdir(parents=True, exist_ok=True)
-        atomic_write_text(run_dir / "config.yaml", dump_config(config))
+        text = dump_config(config)
+        atomic_write_text(run_dir / JOB_CONFIG, text)
+        if not (run_dir / "metrics.jsonl").exists():
+            atomic_write_text(run_dir / "config.yaml", text)
         (run_dir / states.SUBMITTED_FILE).unlink(missing_ok=True)
         states.claim(
             run_dir,

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from model.config import ModelConfig
 from model.errors import UserError
+from parallel.checkpoint.folders import newest_in
 from pretrain.cluster.site_file import SiteConfig
 from pretrain.cluster.slurm_words import MOST_NODES, parse_nodes
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import MANIFEST, Manifest, load_manifest
 from pretrain.train.checks.before_start import check_source
+from pretrain.train.same_run import check_goes_on
 
 T = TypeVar("T")
 
@@ -64,7 +67,7 @@ def one_error(problems: list[str]) -> UserError:
 
 
 def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
-    """What a run needs to be there when it starts: its data, and the checkpoint that it begins
+    """What a run needs when it starts: its data, and the checkpoint that it begins from or goes on
     from.
     """
     for corpus in config.data.corpora:
@@ -76,13 +79,16 @@ def check_run(run_dir: Path, config: RunConfig, problems: Problems) -> None:
                 "prepare it with `fathom data prepare`, or correct the path"
             )
     first = config.data.corpora[0].path
+    newest = newest_in(run_dir / "checkpoints")
     if (Path(first) / MANIFEST).is_file():
-        problems.attempt(lambda: _complete(config, load_manifest(first)))
+        model = problems.attempt(lambda: _complete(config, load_manifest(first)))
+        if model is not None and newest is not None:
+            problems.attempt(check_goes_on, newest, config.model_copy(update={"model": model}))
     problems.attempt(check_source, config, run_dir)
 
 
-def _complete(config: RunConfig, manifest: Manifest) -> None:
-    complete_model(config, manifest.vocab_size, manifest.patch_correlations, manifest.moments)
+def _complete(config: RunConfig, manifest: Manifest) -> ModelConfig:
+    return complete_model(config, manifest.vocab_size, manifest.patch_correlations, manifest.moments)
 
 
 def allowed_nodes(config: RunConfig, site: SiteConfig, nodes: str) -> list[int]:

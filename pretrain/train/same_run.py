@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
@@ -37,6 +38,7 @@ MISSING: dict[str, object] = {"schedule.batch_rampup": BatchRampup().model_dump(
 """What checkpoints have of versions that did not know a setting of `FIXED`."""
 FREE = ("model.init", "model.hidden_dropout", "model.attention_dropout", "model.max_position_embeddings")
 """Settings of a model with which loaded weights do not compute anything else."""
+ELSEWHERE = "start a run with another name from it (checkpoint.load)"
 UNSAID = (
     "name",
     "runs_dir",
@@ -79,6 +81,18 @@ def identity_of(blend: Blend) -> list[CorpusIdentity]:
     total = sum(blend.weights)
     pairs = zip(blend.fingerprints, blend.weights, strict=True)
     return [CorpusIdentity(fingerprint=name, share=weight / total) for name, weight in pairs]
+
+
+def check_goes_on(newest: Path, config: RunConfig) -> None:
+    """Raises UserError where settings keep a run from going on from its newest checkpoint.
+
+    What its data hold is compared when it starts.
+    config: with the vocabulary of its data.
+    """
+    reader = CheckpointReader(newest)
+    _check_fixed(reader, config)
+    check_same_model(reader, config)
+    check_steps(reader, config)
 
 
 def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
@@ -132,21 +146,25 @@ def check_same_data(reader: CheckpointReader, config: RunConfig, blend: Blend) -
         advice = "name data prepared with that one, or start a run with another name"
         other = f"{ours_at} is not the tokenizer the run was trained with, {theirs_at}"
         raise UserError(f"data.corpora: {other}: {advice}")
-    ours = config.model_dump(mode="json")
-    elsewhere = "start a run with another name from it (checkpoint.load)"
-    for name in FIXED:
-        section, key = name.split(".")
-        theirs = _section(reader, section).get(key, MISSING.get(name))
-        if theirs is not None and theirs != ours[section][key]:
-            differs = f"{name}={written(theirs)}, the configuration has {ours[section][key]!r}"
-            raise UserError(f"{reader.folder} was trained with {differs}: change it back, or {elsewhere}")
+    _check_fixed(reader, config)
     changed = _other_data(reader, config, identity_of(blend))
     if changed and config.data.changed_at_step != reader.step:
         allow = f"set data.changed_at_step={reader.step} to go on with the new data from here"
         lost = "the run would leave out samples or see some twice"
         other = f"{reader.folder} was trained with other data ({changed})"
-        raise UserError(f"{other}: {lost}; {allow}, or {elsewhere}")
+        raise UserError(f"{other}: {lost}; {allow}, or {ELSEWHERE}")
     return changed
+
+
+def _check_fixed(reader: CheckpointReader, config: RunConfig) -> None:
+    """Raises UserError naming the first setting of `FIXED` that differs from the checkpoint's."""
+    ours = config.model_dump(mode="json")
+    for name in FIXED:
+        section, key = name.split(".")
+        theirs = _section(reader, section).get(key, MISSING.get(name))
+        if theirs is not None and theirs != ours[section][key]:
+            differs = f"{name}={written(theirs)}, the configuration has {ours[section][key]!r}"
+            raise UserError(f"{reader.folder} was trained with {differs}: change it back, or {ELSEWHERE}")
 
 
 def _other_data(reader: CheckpointReader, config: RunConfig, ours: list[CorpusIdentity]) -> str:

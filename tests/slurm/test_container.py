@@ -87,7 +87,7 @@ def test_tasks_run_inside_and_the_batch_scripts_python_outside(tmp_path: Path) -
             [FOLDER / "apptainer-python", *arguments], env=env, capture_output=True, text=True, check=True
         ).stdout
 
-    task = ("-m", "tools.cli", "pretrain", "/shared/runs/a run/config.yaml")
+    task = ("-m", "tools.cli", "pretrain", "/shared/runs/a run/submitted.yaml")
     inside = "apptainer exec --nv --bind /shared f.sif /opt/fathom/bin/python"
     assert told(*task) == f"{inside} {' '.join(task)}\n"
     outside = ("-m", "pretrain.cluster.supervise", "start", "/shared/runs/a")

@@ -19,7 +19,10 @@ from pretrain.config.load import load_config
 from pretrain.config.schema import RunConfig
 from pretrain.rundir.lock import owned
 from pretrain.rundir.state import Owner, claim, read_state
-from tests.pretrain.small import small_data
+from pretrain.train.callbacks.description import describe
+from pretrain.train.callbacks.metrics_log import MetricsFile
+from pretrain.train.run import prepared_config
+from tests.pretrain.small import small_data, small_trainer
 from tools.cli import main
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -220,11 +223,50 @@ def test_what_is_missing_is_noticed_before_the_queue(
     assert not (folder / "runs").exists()
 
 
-def test_a_run_with_checkpoints_needs_no_other_to_begin_from(folder: Path) -> None:
-    own = folder / "runs" / "demo" / "checkpoints" / "step_00000004"
-    own.mkdir(parents=True)
-    (own / "manifest.json").write_text("{}")
+@pytest.fixture
+def trained(folder: Path) -> Path:
+    """The run `demo`, stopped after 2 steps of 20."""
+    config = prepared_config("demo.yaml", ["train.stop_at_step=2", "parallel.processes=1"])
+    trainer = small_trainer(config)
+    describe(config, trainer.run_dir)
+    trainer.callbacks.append(MetricsFile(1))
+    trainer.run()
+    return folder / "runs" / "demo"
+
+
+def test_a_run_with_checkpoints_needs_no_other_to_begin_from(trained: Path) -> None:
     assert plan(loading("checkpoint.load=/nonexistent"), SITE, Request("1"))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "model.num_layers=6",
+            r"step_00000002 was trained with model\.num_layers=4, the configuration has 6",
+        ),
+        ("train.seed=7", r"step_00000002 was trained with train\.seed=1234, the configuration has 7"),
+        ("train.steps=1", r"train\.steps=1: the run has done 2 steps"),
+    ],
+)
+def test_a_run_that_could_not_go_on_is_refused_before_the_queue(
+    trained: Path, override: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        plan(loading(override), SITE, Request("1"))
+
+
+def test_a_run_is_described_as_it_trained_until_its_job_takes_a_step(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (trained / "config.yaml").read_text()
+    without_slurm(trained.parent.parent, monkeypatch)
+    planned = plan(loading("optimizer.lr=0.002"), SITE, Request("1"))
+    with pytest.raises(UserError, match="sbatch is not installed"):
+        submit(planned)
+    assert (trained / "config.yaml").read_text() == before
+    assert 'pretrain "$RUN/submitted.yaml"' in (trained / "train.sbatch").read_text()
+    assert load_config(trained / "submitted.yaml").optimizer.lr == 0.002
 
 
 def test_variables_that_win_over_the_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
