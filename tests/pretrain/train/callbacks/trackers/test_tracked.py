@@ -198,10 +198,14 @@ def mlflow_kept(folder: Path, entry: str) -> bool:
 
 def aim_kept(folder: Path, entry: str) -> bool:
     import aim
+    from aim.storage.context import Context
 
-    run = aim.Run(run_hash=entry, repo=str(folder), read_only=True)
-    metric = run.get_metric("loss/train", aim.Context({}) if hasattr(aim, "Context") else {})
-    return run["config", "train.steps"] == 10 and metric is not None
+    # Not read-only: that sees only what `aim up` has put into its index.
+    run = aim.Run(run_hash=entry, repo=str(folder), system_tracking_interval=None)
+    kept = run.get_metric("loss/train", Context({})).dataframe()
+    config = run["config", "train.steps"]
+    run.close()
+    return config == 10 and list(kept["step"]) == list(kept["value"]) == [1, 2, 3, 4]
 
 
 KEPT = {
