@@ -53,7 +53,10 @@ def test_activations_inside_of_products_are_as_exact_as_apart(dtype: torch.dtype
     from tests.model.layers.join_worker import error
     from tests.model.layers.product_worker import FUNCTIONS, by_parts, results_and_gradients
 
-    for kind, gated, widths in itertools.product(FUNCTIONS, (False, True), ((520, 1304), (131, 257))):
+    kinds = list(FUNCTIONS) if dtype == torch.bfloat16 else ["gelu"]
+    for number, (kind, gated) in enumerate(itertools.product(kinds, (False, True))):
+        # Each is compiled anew, a second at a time.
+        widths = ((520, 1304), (131, 257))[number // 2 % 2 ^ gated]
         ours, parts = (
             error(
                 *results_and_gradients(
