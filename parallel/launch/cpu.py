@@ -13,12 +13,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 import sys
 import types
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from datetime import timedelta
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.distributed import ProcessGroupGloo, Store
 
 from parallel.engine.deepspeed_api import no_shared_memory_kernel
 
@@ -105,6 +108,37 @@ def keep_freed_memory() -> bool:
     return mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 
 
+def _gloo_devices() -> list[Any]:
+    """The network interfaces that a group of gloo takes by itself."""
+    names = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    if not names:
+        return [ProcessGroupGloo.create_default_device()]
+    return [ProcessGroupGloo.create_device(interface=name) for name in names.split(",")]
+
+
+def one_worker_per_group() -> None:
+    """Has every gloo group that is made from now on compute its collectives one after another.
+
+    PyTorch gives a group two threads, and both write the name of what they finished into one
+    string without a lock. A name of 16 letters or more is memory of its own: of two collectives
+    that end together, one writes into what the other has freed. The gathers of compiled layers
+    have such a name, and run beside a reduction.
+    """
+    made = ProcessGroupGloo.__init__
+
+    @functools.wraps(made)
+    def with_one_worker(
+        self: ProcessGroupGloo, store: Store, rank: int, size: int, timeout: timedelta | Any
+    ) -> None:
+        options = timeout
+        if isinstance(timeout, timedelta):
+            options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+            options._timeout, options._threads, options._devices = timeout, 1, _gloo_devices()
+        made(self, store, rank, size, options)
+
+    ProcessGroupGloo.__init__ = with_one_worker  # type: ignore[method-assign]
+
+
 @functools.cache
 def enable() -> None:
     """Makes Megatron-core's loaded modules run on the CPU.
@@ -116,6 +150,7 @@ def enable() -> None:
     from megatron.core.tensor_parallel import random
 
     keep_freed_memory()
+    one_worker_per_group()
     # Where a gradient vanishes it passes through numbers too small for full precision.
     # A CPU computes many times slower with them: they become zero.
     # Threads that are made later inherit this.

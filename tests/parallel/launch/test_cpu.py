@@ -7,11 +7,15 @@ import resource
 import subprocess
 import sys
 import threading
+import time
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
 
 from parallel.launch import cpu
+from tests.distributed import Group, launch
 
 FAULTS = """
 import ctypes, resource, sys
@@ -49,6 +53,39 @@ def test_numbers_without_full_precision_are_zero_in_every_thread() -> None:
     (weight * 1e-30 * 1e-10).backward()
     assert (found, weight.grad, product(1e-30, 1e-10)) == ([0.0], 0.0, 0.0)
     assert product(1e-30, 1e-7) > 0
+
+
+def backend(group: torch.distributed.ProcessGroup | None) -> Any:
+    assert group is not None
+    return group._get_backend(torch.device("cpu"))
+
+
+def workers() -> list[int]:
+    """Runs inside a rank: the threads of its first group and of a later one."""
+    later = torch.distributed.new_group([0], timeout=timedelta(seconds=5))
+    return [backend(group).options._threads for group in (torch.distributed.group.WORLD, later)]
+
+
+def in_flight(seconds: float) -> set[float]:
+    """Runs inside a rank: what gathers and sums gave of which many were under way together."""
+    group = backend(torch.distributed.group.WORLD)
+    pieces, x = [[[torch.ones(1)]] for _ in range(32)], [torch.ones(1)]
+    found: set[float] = set()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sums = [torch.ones(1) for _ in pieces]
+        begun = []
+        for total, piece in zip(sums, pieces, strict=True):
+            begun += [group.allreduce([total]), group.allgather_coalesced(piece, x)]
+        for work in begun:
+            work.wait()
+        found.update(total.item() for total in (*sums, *(piece[0][0] for piece in pieces)))
+    return found
+
+
+def test_collectives_of_a_group_run_one_after_another_and_damage_no_memory() -> None:
+    """With two workers the second process ends within a second, by a signal."""
+    assert launch(Group(1, workers), Group(1, in_flight, (2,))) == [[[1, 1]], [{1.0}]]
 
 
 def test_devices_of_gpus_become_the_cpu() -> None:
