@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 from math import gcd
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from pretrain.data.speech.filterbanks import RATE
 
 HIGHEST_RATE = 1 << 20
 """Samples of a second, above which a header is damaged."""
+SIZE = re.compile(r": *(\d+) \(should be (\d+)\)")
+"""libsndfile's remark on a header, by bytes: as many as it states, as many as there are."""
+UNKNOWN_SIZE = 0x7FFF_0000
+"""From here on a stated size is that of a program that wrote to a pipe and did not know the end."""
+SLACK = 64
+"""Bytes, above which a difference of sizes is more than a header that was counted wrongly."""
 MISSING = "reading recordings needs the packages soundfile and scipy: pip install 'fathom[speech]'"
 
 
@@ -39,8 +46,10 @@ def read_clip(source: Path | bytes, longest: float | None = None) -> NDArray[np.
                 raise ValueError(f"{rate} samples a second")
             if longest is not None and count > longest * rate:
                 raise TooLongError(f"{count / rate:.4g} s, the most is {longest:.4g} s")
+            _check_sizes(file.extra_info)
             samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
+        _check_readable(source)
         raise ValueError(f"no recording that can be read: {error.error_string.rstrip('.')}") from None
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
@@ -50,6 +59,22 @@ def read_clip(source: Path | bytes, longest: float | None = None) -> NDArray[np.
     if not np.isfinite(mono).all():
         raise ValueError("samples that are no numbers")
     return resampled(mono, rate)
+
+
+def _check_sizes(remarks: str) -> None:
+    """remarks: libsndfile's on a header. Raises ValueError where the file ends before it says."""
+    for stated, held in ((int(one), int(other)) for one, other in SIZE.findall(remarks)):
+        if held + SLACK < stated < UNKNOWN_SIZE:
+            raise ValueError(f"cut off: {held} of {stated} bytes")
+
+
+def _check_readable(source: Path | bytes) -> None:
+    """Raises ValueError with the reason why a file cannot be opened: libsndfile has none."""
+    try:
+        if isinstance(source, Path):
+            source.open("rb").close()
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
 
 
 class TooLongError(ValueError):

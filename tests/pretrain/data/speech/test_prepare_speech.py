@@ -77,24 +77,28 @@ def test_what_cannot_be_used_is_counted_and_named(data: tuple[Path, Manifest], t
     write_clip(tmp_path / "long.wav", np.tile(spoken(["red"]), 20))
     (tmp_path / "text.wav").write_text("no sound")
     write_clip(tmp_path / "cut.wav", spoken(["blue"] * 4))
-    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:20])
+    whole = (tmp_path / "cut.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[:20])
+    (tmp_path / "half.wav").write_bytes(whole[: len(whole) // 2])
     names = ("good.flac", "silent.wav", "short.wav", "long.wav", "text.wav", "cut.wav", "none.wav")
     lines = [{"path": name, "transcript": "red"} for name in names]
     lines += [{"path": "good.flac", "transcript": " "}, {"transcript": "no path"}]
+    lines += [{"path": "half.wav", "transcript": "red"}]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     wanted = replace(options(data, tmp_path / "x.jsonl", tmp_path / "out"), max_seconds=1.0)
     manifest = prepare_speech(wanted)
     assert manifest.speech is not None
     assert manifest.splits["train_source"].documents == manifest.splits["train_target"].documents == 1
     told = {one.line: one.reason for one in manifest.broken.examples}
-    assert manifest.broken.count == len(told) == 6
+    assert manifest.broken.count == len(told) == 7
     words = {
         2: "silent.wav: silence",
         3: "short.wav: 300 samples",
         5: "text.wav: no recording",
         6: "cut.wav: no recording",
-        7: "none.wav: ",
+        7: "none.wav: No such file or directory",
         9: "no key 'path'",
+        10: "half.wav: cut off: 7694 of 15396 bytes",
     }
     assert [line for line, said in words.items() if said not in told[line]] == []
     (long,) = manifest.speech.too_long.examples
