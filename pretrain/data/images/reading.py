@@ -82,8 +82,9 @@ class Table(ImageInput):
             for row, entry in enumerate(data.cast_column(self.image, Image(decode=False)), start=1):
                 found, label = entry[self.image], entry[self.label]
                 content = (found or {}).get("bytes") or (found or {}).get("path")
-                if content is None or label is None or label < 0:
-                    what = "no image" if content is None else "no class"
+                what = _label_problem(label, names.num_classes)
+                if content is None or what:
+                    what = "no image" if content is None else what
                     yield Record(self.name, self.name, row, Broken(self.name, row, what)), 0
                     continue
                 picture = Picture(
@@ -92,6 +93,13 @@ class Table(ImageInput):
                     split,
                 )
                 yield Record(self.name, self.name, row, picture), len(content)
+
+
+def _label_problem(label: int | None, classes: int) -> str:
+    """Why a number is no class; empty where it is one. Files hold whatever number was written."""
+    if label is None or label < 0:
+        return "no class"
+    return f"class {label}, but the classes are 0 to {classes - 1}" if label >= classes else ""
 
 
 def find_images(inputs: list[str], streaming: bool = False) -> list[ImageInput]:

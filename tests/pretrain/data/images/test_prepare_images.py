@@ -108,6 +108,33 @@ def test_a_folder_of_the_datasets_library_gives_the_same_images(tmp_path: Path) 
     assert len(found[0]) == 4
 
 
+def test_a_class_that_the_table_does_not_name_is_a_broken_record(tmp_path: Path) -> None:
+    """Parquet files hold whatever number was written, whatever classes their features name."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow.parquet import read_table, write_table
+
+    write_pictures(tmp_path / "in", {"cat": 4, "dog": 4})
+    files = sorted(map(str, (tmp_path / "in").rglob("*.png")))
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    made = datasets.Dataset.from_dict({"image": files, "label": [0, 1] * 4}, features=kinds)
+    made.to_parquet(tmp_path / "table.parquet")
+    table = read_table(tmp_path / "table.parquet")
+    labels = pa.array([0, 1, 7, None, 0, 1, -1, 2])
+    write_table(
+        table.set_column(1, "label", labels).replace_schema_metadata(table.schema.metadata),
+        tmp_path / "table.parquet",
+    )
+    manifest = prepare_images(options(tmp_path / "table.parquet", tmp_path / "data", split=(1, 0, 0)))
+    assert manifest.splits["train"].documents == 4
+    assert [(one.line, one.reason) for one in manifest.broken.examples] == [
+        (3, "class 7, but the classes are 0 to 1"),
+        (4, "no class"),
+        (7, "no class"),
+        (8, "class 2, but the classes are 0 to 1"),
+    ]
+
+
 def test_an_image_covers_the_size_and_keeps_its_middle() -> None:
     wide = np.zeros((6, 16, 3), dtype=np.uint8)
     wide[:, 4:12] = (255, 0, 10)
