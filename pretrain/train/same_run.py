@@ -36,7 +36,15 @@ With others, a run that goes on would leave out some of its data or see it twice
 """
 MISSING: dict[str, object] = {"schedule.batch_rampup": BatchRampup().model_dump(mode="json")}
 """What checkpoints have of versions that did not know a setting of `FIXED`."""
-FREE = ("model.init", "model.hidden_dropout", "model.attention_dropout", "model.max_position_embeddings")
+FREE = (
+    "model.init",
+    "model.hidden_dropout",
+    "model.attention_dropout",
+    "model.max_position_embeddings",
+    "model.image.patch_correlation",
+    "model.image.zero_head",
+    "model.speech.moments",
+)
 """Settings of a model with which loaded weights do not compute anything else."""
 ELSEWHERE = "start a run with another name from it (checkpoint.load)"
 UNSAID = (
@@ -102,14 +110,20 @@ def check_same_model(reader: CheckpointReader, config: RunConfig) -> None:
         default = ModelConfig.model_fields[key].get_default(call_default_factory=True)
         theirs[key] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
     for key in sorted(set(ours) | set(theirs)):
-        if f"model.{key}" not in FREE and ours.get(key) != theirs.get(key):
-            differs = (
-                f"model.{key}={written(theirs.get(key))}, the configuration has {written(ours.get(key))}"
-            )
+        name = f"model.{key}"
+        if name not in FREE and _bound(ours.get(key), name) != _bound(theirs.get(key), name):
+            differs = f"{name}={written(theirs.get(key))}, the configuration has {written(ours.get(key))}"
             advice = "change it back, or start a run with another name"
             raise UserError(f"{reader.folder} was trained with {differs}: {advice}")
     if config.model.position == "learned":
         _check_table(reader, config)
+
+
+def _bound(value: object, name: str) -> object:
+    """A setting of a model without what is free inside of it, where it is a section."""
+    if not isinstance(value, dict):
+        return value
+    return {key: one for key, one in value.items() if f"{name}.{key}" not in FREE}
 
 
 def _check_table(reader: CheckpointReader, config: RunConfig) -> None:

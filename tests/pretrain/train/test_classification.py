@@ -14,7 +14,7 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.data.samples import open_samples
 from tests.pretrain.pictures import picture_data
-from tests.pretrain.small import trained
+from tests.pretrain.small import small_trainer, trained
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,21 @@ def test_a_run_that_stops_goes_on_bit_for_bit(data: Path, tmp_path: Path) -> Non
     assert second.evaluations == told.evaluations
     for ours, theirs in zip(parts.engine.parameters, whole.engine.parameters, strict=True):
         assert torch.equal(ours.parameter, theirs.parameter)
+
+
+def test_another_run_begins_from_weights_whatever_drew_them(data: Path, tmp_path: Path) -> None:
+    """Of a data set with other correlations, or of an import, which knows none."""
+    first, _ = trained(config_of(data, tmp_path, train={"steps": 2}))
+    image = {"height": 8, "patch": 4, "zero_head": False, "patch_correlation": 0.25}
+    load = {"load": str(tmp_path / "small")}
+    second = small_trainer(config_of(data, tmp_path / "on", model={"image": image}, checkpoint=load))
+    second.resume()
+    for ours, theirs in zip(second.engine.parameters, first.engine.parameters, strict=True):
+        assert torch.equal(ours.parameter, theirs.parameter)
+    other = {"image": {"height": 8, "patch": 4, "pool": "mean"}}
+    apart = config_of(data, tmp_path / "apart", model=other, data={"seq_length": 4}, checkpoint=load)
+    with pytest.raises(UserError, match=r"was trained with model\.image="):
+        small_trainer(apart).resume()
 
 
 def test_brightness_is_learnt(data: Path, tmp_path: Path) -> None:

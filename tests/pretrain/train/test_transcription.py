@@ -27,7 +27,7 @@ from pretrain.trained.open import BOTH, open_trained
 from pretrain.trained.transcribe import Transcriber, open_transcriber
 from pretrain.trained.translate import translate
 from tests.pretrain.clips import spoken, write_clip, write_speech
-from tests.pretrain.small import trained
+from tests.pretrain.small import small_trainer, trained
 from tools.cli import app
 
 FILTERS = 20
@@ -78,6 +78,18 @@ def config_of(folder: Path, runs: Path, /, **changes: Any) -> RunConfig:
     manifest = load_manifest(folder / "data")
     config.model = complete_model(config, manifest.vocab_size, None, manifest.moments)
     return config
+
+
+def test_another_run_begins_from_weights_whatever_drew_them(folder: Path, tmp_path: Path) -> None:
+    """Frames of another data set have other moments."""
+    first, _ = trained(config_of(folder, tmp_path, train={"steps": 1}))
+    moments = {"entering": 0.9, "middle": 0.5, "leaving": 0.5, "correlation": 0.3}
+    speech = {"filters": FILTERS, "channels": 32, "moments": moments}
+    load = {"load": str(tmp_path / "small")}
+    second = small_trainer(config_of(folder, tmp_path / "on", model={"speech": speech}, checkpoint=load))
+    second.resume()
+    for ours, theirs in zip(second.engine.parameters, first.engine.parameters, strict=True):
+        assert torch.equal(ours.parameter, theirs.parameter)
 
 
 def test_rows_hold_clips_apart_and_do_not_depend_on_what_is_read_before(folder: Path, tmp_path: Path) -> None:
