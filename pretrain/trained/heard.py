@@ -22,13 +22,17 @@ class Heard(Record):
     """Of each filter over all recordings; read where they are normalised together."""
     std: tuple[float, ...] = ()
 
+    @property
+    def scale(self) -> Scale:
+        """How training standardised frames."""
+        return Scale(self.normalise, self.mean, self.std)
+
     def frames(self, samples: np.ndarray) -> np.ndarray:
         """[f, m] in fp32 of samples in -1 .. 1 at 16 kHz, as training would read them.
 
         Raises ValueError for a recording that is shorter than a frame.
         """
-        values = loaded(stored(log_mel(samples, self.filters)))
-        return Scale(self.normalise, self.mean, self.std)(values)
+        return self.scale(loaded(stored(log_mel(samples, self.filters))))
 
 
 def speech_facts(trained: Trained) -> Heard:

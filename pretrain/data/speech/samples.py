@@ -36,6 +36,9 @@ class ClipReader(PairReader):
         assert facts is not None
         self.filters = facts.filters
         self.scale = Scale(facts.normalise, facts.mean, facts.std)
+        own = facts.normalise == "utterance"
+        self.normalised = () if own else (facts.mean, facts.std)
+        """By what of all clips; nothing where each has its own."""
 
     @staticmethod
     def facts_of(manifest: Manifest) -> SpeechFacts | None:
@@ -100,6 +103,11 @@ class ClipBlend(PairBlend):
             self.check_ids(ids, reader, index)
         return clips
 
+    def heard_as(self, scale: Scale) -> None:
+        """Has frames standardised by another scale than the data sets': a trained model's."""
+        for reader in self._clips:
+            reader.scale = scale
+
     def blank(self, count: int) -> dict[str, torch.Tensor]:
         """As `PairBlend.blank`."""
         batch = super().blank(count)
@@ -150,7 +158,8 @@ def open_clips(
 
     lengths: tokens of a row's two sides. augment: of the training split; others are shown as they
     are. The other arguments are those of `open_blend`.
-    Raises UserError as that does, for a data set that holds no speech, and for different filters.
+    Raises UserError as that does, for a data set that holds no speech, and for different filters or
+    normalisation.
     """
     folder = cache_folder(cache, corpora[0].path)
     readers: list[ClipReader] = []
@@ -161,6 +170,11 @@ def open_clips(
             raise UserError(
                 f"data.corpora: {readers[0].path} has {readers[0].filters} filters and {reader.path} "
                 f"{reader.filters}: prepare both with the same --filters"
+            )
+        if readers and reader.normalised != readers[0].normalised:
+            raise UserError(
+                f"data.corpora: frames of {readers[0].path} and {reader.path} are not normalised alike: "
+                "prepare both with --normalise utterance, or both together"
             )
         readers.append(reader)
     manifest = readers[0].manifest

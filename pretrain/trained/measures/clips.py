@@ -12,6 +12,7 @@ import numpy as np
 from model.errors import UserError
 from pretrain.config.sections.spec_augment import SpecAugment
 from pretrain.tasks.task import perplexity
+from pretrain.trained.heard import speech_facts
 from pretrain.trained.measures.wer import ErrorRates, check_installed, error_rates
 from pretrain.trained.open import SPEECH, Trained
 
@@ -61,15 +62,17 @@ EXAMPLES = 8
 
 
 def open_split(trained: Trained, split: str, data: Path | str | None = None) -> ClipBlend:
-    """Rows of clips of a split of the run's data set, or of another one.
+    """Rows of clips of a split of the run's data set, or of another one, as the model hears them.
 
-    Raises UserError as `open_clips` does.
+    Raises UserError as `open_clips` and `speech_facts` do.
     """
     from pretrain.data.speech.samples import open_clips
     from pretrain.trained.measures.windows import chosen
 
     corpora, cache = chosen(trained, data)
-    return open_clips(corpora, split, trained.row_lengths, 0, cache, SpecAugment(), alone=True)
+    blend = open_clips(corpora, split, trained.row_lengths, 0, cache, SpecAugment(), alone=True)
+    blend.heard_as(speech_facts(trained).scale)
+    return blend
 
 
 def evaluate_clips(

@@ -16,17 +16,18 @@ from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import load_manifest
 from pretrain.data.samples import open_samples
+from pretrain.data.speech.prepare import SpeechOptions, prepare_speech
 from pretrain.data.speech.samples import ClipBlend
 from pretrain.report.recordings import recording_charts
 from pretrain.report.run import RunRecord
 from pretrain.rundir.description import Facts
 from pretrain.rundir.metrics import Metrics
 from pretrain.trained.beam import Search
-from pretrain.trained.measures.clips import evaluate_clips
+from pretrain.trained.measures.clips import evaluate_clips, open_split
 from pretrain.trained.open import BOTH, open_trained
 from pretrain.trained.transcribe import Transcriber, open_transcriber
 from pretrain.trained.translate import translate
-from tests.pretrain.clips import spoken, write_clip, write_speech
+from tests.pretrain.clips import SIDES, spoken, write_clip, write_speech
 from tests.pretrain.small import small_trainer, trained
 from tools.cli import app
 
@@ -78,6 +79,54 @@ def config_of(folder: Path, runs: Path, /, **changes: Any) -> RunConfig:
     manifest = load_manifest(folder / "data")
     config.model = complete_model(config, manifest.vocab_size, None, manifest.moments)
     return config
+
+
+@pytest.fixture(scope="module")
+def other(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two clips, and a data set of them whose frames are normalised together."""
+    clips = tmp_path_factory.mktemp("other")
+    for seed in range(2):
+        write_clip(clips / f"{seed}.wav", 0.1 * (1 + seed) * spoken(["red", "blue"][: 1 + seed], seed))
+    (clips / "list.tsv").write_text("path\ttranscript\n0.wav\tred\n1.wav\tred blue\n")
+    prepare_speech(
+        SpeechOptions(
+            [str(clips / "list.tsv")],
+            clips / "data",
+            folder / "words.model",
+            (1, 0, 0),
+            workers=1,
+            sides=SIDES,
+            filters=FILTERS,
+            normalise="global",
+        )
+    )
+    return clips, clips / "data"
+
+
+def test_other_data_are_heard_as_the_model_was_trained(
+    folder: Path, other: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """An evaluation hears what `fathom transcribe` does, however the data set was prepared."""
+    trained(config_of(folder, tmp_path, train={"steps": 1}))
+    model = open_trained(tmp_path / "small")
+    rows = open_split(model, "train", other[1])
+    heard = sorted(
+        (frames for row in range(rows.samples_per_epoch[0]) for frames, _ in rows.clips_of(row)), key=len
+    )
+    transcriber = Transcriber(model)
+    for number, frames in enumerate(heard):
+        np.testing.assert_allclose(frames, transcriber.encode(str(other[0] / f"{number}.wav")), atol=1e-5)
+    assert len(heard) == 2
+
+
+def test_clips_that_are_not_normalised_alike_are_not_mixed(
+    folder: Path, other: tuple[Path, Path], tmp_path: Path
+) -> None:
+    corpora = [{"path": str(folder / "data")}, {"path": str(other[1])}]
+    config = config_of(folder, tmp_path)
+    config.data = config.data.model_validate(config.data.model_dump() | {"corpora": corpora})
+    with pytest.raises(UserError, match=r"data\.corpora: frames of .* are not normalised alike.*--normalise"):
+        open_samples(config, "clips", "train")
 
 
 def test_another_run_begins_from_weights_whatever_drew_them(folder: Path, tmp_path: Path) -> None:
