@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.compose import SHIPPED
 from pretrain.config.load import dump_config, load_config
-from tests.fuzz.values import ANYTHING, MINIMAL, WORDS, Key, keys, put
+from tests.fuzz.values import ANYTHING, MINIMAL, WORDS, Key, keys, put, values_of
 from tests.running import Outcome, run_here
 
 QUICK, LONG = 100, 1000
@@ -223,6 +223,12 @@ def test_any_yaml(value: Any, folder: Path) -> None:
 @given(data=st.one_of(st.binary(max_size=200), mutated()))
 def test_any_bytes(data: bytes, folder: Path) -> None:
     any_bytes(data, folder)
+
+
+@fuzz(QUICK)
+@given(wrong=values_of(bool | None, ())[1])
+def test_null_is_no_invalid_value_where_it_is_a_valid_one(wrong: Any) -> None:
+    assert wrong is not None
 
 
 @pytest.mark.slow

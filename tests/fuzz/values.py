@@ -71,11 +71,11 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[Key]:
         elif key == "name":
             yield Key(key, NAMES, st.one_of(st.just("a/b"), st.just("-"), NUMBERS.map(lambda one: [one])))
         else:
-            valid, invalid = _of(info.annotation, tuple(info.metadata))
+            valid, invalid = values_of(info.annotation, tuple(info.metadata))
             yield Key(key, valid, invalid)
 
 
-def _of(annotation: Any, limits: tuple[Any, ...]) -> tuple[SearchStrategy[Any], SearchStrategy[Any]]:
+def values_of(annotation: Any, limits: tuple[Any, ...]) -> tuple[SearchStrategy[Any], SearchStrategy[Any]]:
     """Valid and invalid values of a type."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -83,17 +83,18 @@ def _of(annotation: Any, limits: tuple[Any, ...]) -> tuple[SearchStrategy[Any], 
         flat = [
             one for limit in more for one in (limit.metadata if isinstance(limit, FieldInfo) else [limit])
         ]
-        return _of(inner, (*limits, *flat))
+        return values_of(inner, (*limits, *flat))
     if origin in (Union, types.UnionType):
-        arms = [_of(arm, limits) for arm in arguments if arm is not type(None)]
+        arms = [values_of(arm, limits) for arm in arguments if arm is not type(None)]
         valid = st.one_of([arm[0] for arm in arms] + ([st.none()] if type(None) in arguments else []))
-        # What is invalid for one arm may be valid for another.
+        # What is invalid for one arm may be valid for another, as null is.
         # A list is valid for one of number, word and null only.
-        return valid, arms[0][1] if len(arms) == 1 else st.lists(ANYTHING, min_size=9, max_size=9)
+        invalid = arms[0][1].filter(lambda one: one is not None)
+        return valid, invalid if len(arms) == 1 else st.lists(ANYTHING, min_size=9, max_size=9)
     if origin is Literal:
         return st.sampled_from(arguments), st.sampled_from(["gelo", -1, 1.5, [], {}, 10**30])
     if origin in (tuple, list):
-        item, wrong = _of(arguments[0], ())
+        item, wrong = values_of(arguments[0], ())
         size = len(arguments) if origin is tuple else None
         valid = st.lists(item, min_size=size or 1, max_size=size or 4)
         return valid, st.one_of(WORDS, st.lists(wrong, min_size=1, max_size=3), st.just({"a": 1}))
