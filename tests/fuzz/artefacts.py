@@ -87,7 +87,7 @@ COMMANDS = (
     Command(("checkpoint", "verify", RUN), CHECKPOINT),
     Command(("checkpoint", "prune", RUN, "--keep-last", "1", "--dry-run"), CHECKPOINT, share=2),
     Command(
-        ("submit", "c.yaml", "--site", "site.yaml", "--dry-run"),
+        ("submit", "c.yaml", "--site", "site.yaml", "--dry-run", "train.steps=6"),
         ("site.yaml", "site.yaml", "data/*", "c.yaml"),
     ),
 )
