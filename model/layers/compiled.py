@@ -4,6 +4,8 @@ Each layer is compiled as a function of its inputs and weights, so that a thousa
 compilation. What differs between layers would cost one each.
 Numbers that a scheme varies with depth are handed over as scalars in tensors,
 and a scheme with two kinds of layers compiles twice.
+In very deep stacks some layers in a row are one call: a call costs the host as much as an
+operator or ten.
 
 PyTorch's guards compare a layer's attributes with those it was compiled for before every call of
 it, 0.1 ms each time. Nothing but shape and format of the input can change between two calls,
@@ -40,12 +42,34 @@ LAYER_KINDS = 64
 Each kind of layer takes one, and one more for each shape and format of the input, and where it is
 computed again. A fault would take one for each layer.
 """
+GROUP, GROUPED_FROM = 8, 192
+"""Layers that are called as one, and how many of a chunk are deep enough for it.
+
+The gradients of all of them exist at once, which is little where layers are narrow.
+"""
 COMPILERS = ("g++", "clang++", "c++")
 
 
-def _forward(layer: DepthLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def _forward(layers: tuple[DepthLayer, ...], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     # Not a subclass's: what that does around it is not compiled (`model/layers/seam.py`).
-    return DepthLayer.forward(layer, *args, **kwargs)
+    stream, context = DepthLayer.forward(layers[0], *args, **kwargs)
+    for layer in layers[1:]:
+        if args:
+            args = (stream, *args[1:])
+        else:
+            kwargs["hidden_states"] = stream
+        stream, context = DepthLayer.forward(layer, *args, **kwargs)
+    return stream, context
+
+
+def _groups(layers: Sequence[DepthLayer]) -> list[tuple[DepthLayer, ...]]:
+    """Layers in the order of the stream that are one call each.
+
+    Alone stays what is computed again, or is handed more than a stream by the layer before it.
+    """
+    together = all(type(layer) is DepthLayer and not layer.computed_again for layer in layers)
+    size = GROUP if together and len(layers) >= GROUPED_FROM else 1
+    return [tuple(layers[start : start + size]) for start in range(0, len(layers), size)]
 
 
 Kind = tuple[torch.Size | torch.dtype, ...]
@@ -60,41 +84,62 @@ def _kind(x_sbh: Tensor, beside: Iterable[object]) -> Kind:
 class Shared:
     """The compiled function of all layers of a chunk, which may be of several stacks.
 
+    groups: layers that are one call, by the number of the first of them.
     kind: of what the chunk was called with.
-    guarded: layers that were called under all guards in a forward pass, by kind.
+    guarded: first layers that were called under all guards in a forward pass, by kind.
     again: layers that were so in a backward pass, which computes them again, by kind of their own.
     reached: the same, of all kinds together.
+    passed: layers whose work the call of a layer before them has done.
     """
 
     def __init__(
-        self, function: Callable[..., tuple[Tensor, Tensor | None]], layers: int, *, guards: bool
+        self,
+        function: Callable[..., tuple[Tensor, Tensor | None]],
+        layers: Sequence[DepthLayer],
+        *,
+        guards: bool,
     ) -> None:
-        self.function, self.layers, self.guards = function, layers, guards
+        self.function, self.guards = function, guards
+        self.groups = {group[0].layer_number: group for group in _groups(layers)}
         self.kind: Kind = ()
         self.guarded: defaultdict[Kind, set[int]] = defaultdict(set)
         self.again: defaultdict[Kind, set[int]] = defaultdict(set)
         self.reached: set[int] = set()
+        self.passed: set[int] = set()
         self.forward = False
         self.trusted = False
 
     def __call__(self, layer: DepthLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """The layer's forward pass."""
-        if self.guards or self.trusted:
-            return self.function(layer, *args, **kwargs)
-        if self.forward:
-            self.guarded[self.kind].add(layer.layer_number)
-            return self.function(layer, *args, **kwargs)
-        return self._again(layer, *args, **kwargs)
+        """The layer's forward pass, or those of a group, whose other layers hand the stream on.
 
-    def _again(self, layer: DepthLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        Under hooks on one of a group all of it runs as it is.
+        """
+        number = layer.layer_number
+        if number in self.passed:
+            self.passed.discard(number)
+            return args[0] if args else kwargs["hidden_states"], kwargs.get("context")
+        group = self.groups.get(number, ())
+        if not group or not all(one.runs_compiled for one in group[1:]):
+            return layer.as_it_is(*args, **kwargs)
+        self.passed.update(one.layer_number for one in group[1:])
+        if self.guards or self.trusted:
+            return self.function(group, *args, **kwargs)
+        if self.forward:
+            self.guarded[self.kind].add(number)
+            return self.function(group, *args, **kwargs)
+        return self._again(group, *args, **kwargs)
+
+    def _again(
+        self, group: tuple[DepthLayer, ...], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """The forward pass in a backward pass, where no stack is called that could skip guards."""
         x_sbh, *beside = (*args, *kwargs.values())
-        known = self.again[_kind(x_sbh, beside)]
-        trusted = layer.layer_number in known and len(self.reached) == self.layers
-        known.add(layer.layer_number)
-        self.reached.add(layer.layer_number)
+        known, number = self.again[_kind(x_sbh, beside)], group[0].layer_number
+        trusted = number in known and len(self.reached) == len(self.groups)
+        known.add(number)
+        self.reached.add(number)
         with torch.compiler.set_stance(skip_guard_eval_unsafe=trusted):
-            return self.function(layer, *args, **kwargs)
+            return self.function(group, *args, **kwargs)
 
 
 def _without_guards(stack: TransformerBlock, shared: Shared) -> None:
@@ -112,13 +157,14 @@ def _without_guards(stack: TransformerBlock, shared: Shared) -> None:
         )  # as the block itself chooses
         shared.kind = _kind(x_sbh, kwargs.values())
         # Where the input has no gradient, the first layer is another compilation than the rest.
-        shared.trusted = x_sbh.requires_grad and len(shared.guarded[shared.kind]) == shared.layers
+        shared.trusted = x_sbh.requires_grad and len(shared.guarded[shared.kind]) == len(shared.groups)
         shared.forward = True
         try:
             with torch.compiler.set_stance(skip_guard_eval_unsafe=shared.trusted):
                 return forward(hidden_states, *args, **kwargs)
         finally:
             shared.trusted = shared.forward = False
+            shared.passed.clear()
 
     stack.forward = run
 
@@ -174,7 +220,7 @@ def compile_layers(
     share_numbers(layers)
     guards = os.environ.get("FATHOM_GUARDS") == "1"
     for stack in (chunk.decoder for chunk in chunks):
-        shared = Shared(function, len(stack.layers), guards=guards)
+        shared = Shared(function, list(stack.layers), guards=guards)
         for layer in stack.layers:
             layer.compiled = shared
         if not guards:

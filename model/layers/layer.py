@@ -145,6 +145,10 @@ class DepthLayer(TransformerLayer):
         if self.runs_compiled:
             assert self.compiled is not None
             return self.compiled(self, *args, **kwargs)
+        return self.as_it_is(*args, **kwargs)
+
+    def as_it_is(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass, not compiled."""
         return super().__call__(*args, **kwargs)
 
     @property

@@ -197,6 +197,62 @@ def test_hooks_and_evaluation_see_the_layer_itself() -> None:
     assert len(graphs) == count == 1
 
 
+@pytest.fixture
+def grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight layers are three calls: of three, three and two."""
+    monkeypatch.setattr(compiled, "GROUPED_FROM", 8)
+    monkeypatch.setattr(compiled, "GROUP", 3)
+
+
+# By the kinds of layers in each call.
+GROUPS = {"pre_ln": 2, "b2t": 2, "layernorm_scaling": 2, "mix_ln": 3, "keel": 3, "gpas": 2}
+
+
+@pytest.mark.usefixtures("grouped")
+@pytest.mark.parametrize("scheme", list(GROUPS))
+def test_layers_of_a_deep_stack_are_called_together(scheme: str) -> None:
+    model = build(scheme).double()
+    loss, gradients = loss_and_gradients(model)
+    graphs, backend = counting()
+    compile_layers([model], backend=backend)
+    for _ in range(2):
+        again, compiled_gradients = loss_and_gradients(model)
+    assert len(graphs) == GROUPS[scheme]
+    torch.testing.assert_close(again, loss, rtol=1e-13, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("grouped")
+@pytest.mark.parametrize("place", [3, 4])
+def test_a_group_with_a_hook_runs_as_it_is(place: int) -> None:
+    """On its first layer or on another one; the other groups stay compiled."""
+    model, heard = build("pre_ln"), []
+    expected = loss_of(model, 2)
+    graphs, backend = counting()
+    compile_layers([model], backend=backend)
+    layer = model.decoder.layers[place]
+    handle = layer.register_forward_hook(lambda one, args, out: heard.append(out[0].detach()))
+    torch.testing.assert_close(loss_of(model, 2), expected, rtol=1e-6, atol=0)
+    assert len(graphs) == 2  # of three layers and of two
+    handle.remove()
+    torch.testing.assert_close(loss_of(model, 2), expected, rtol=1e-6, atol=0)
+    assert len(heard) == 1
+    model.eval()
+    torch.testing.assert_close(loss_of(model, 2), expected, rtol=1e-6, atol=0)
+    assert len(graphs) == 2
+
+
+@pytest.mark.usefixtures("grouped")
+def test_two_stacks_and_layers_computed_again_are_called_one_by_one() -> None:
+    for model in (
+        build("pre_ln", core=RECOMPUTED | {"recompute_num_layers": 1}),
+        build("b2t", family="seq2seq"),
+    ):
+        compile_layers([model], backend=counting()[1])
+        assert {len(group) for group in model.decoder.layers[0].compiled.groups.values()} == {1}
+
+
 def loss_of(model: LanguageModel, batch: int) -> torch.Tensor:
     tokens = torch.randint(0, 128, (batch, SEQ + 1), generator=torch.Generator().manual_seed(batch))
     loss: torch.Tensor = model({"tokens": tokens[:, :-1], "labels": tokens[:, 1:]}).mean()
@@ -285,8 +341,14 @@ def test_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("scheme", ["pre_ln", "layernorm_scaling", "deepscalelm_pre_ln"])
-def test_inductor_gives_the_same_numbers(scheme: str) -> None:
+def test_inductor_gives_the_same_numbers(
+    scheme: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if together:
+        monkeypatch.setattr(compiled, "GROUPED_FROM", 8)
+        monkeypatch.setattr(compiled, "GROUP", 4)
     model = build(scheme)
     loss, gradients = loss_and_gradients(model)
     torch._dynamo.utils.counters.clear()

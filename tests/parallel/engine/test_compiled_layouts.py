@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.layers.compiled import compile_layers
+import model.layers.compiled
+from model.layers.compiled import GROUP, GROUPED_FROM, compile_layers
 from model.layers.regions import product_of_columns, product_of_rows
 from parallel.engine.engine import Engine
 from pretrain.config.schema import RunConfig
@@ -29,7 +30,17 @@ SLOW = [
     Case("TP2, encoder-decoder", 2, TP, SEQ2SEQ),
     Case("PP2, full recompute", 2, PP | FULL),
 ]
+GROUPED = [
+    Case("TP2 + SP, two layers a call and one", 2, SP, given(num_layers=3)),
+    Case("PP2, two layers a call and one", 2, PP, given(num_layers=6)),
+]
+DEEP = [
+    Case("TP2 + SP, 192 layers", 2, SP, given(num_layers=GROUPED_FROM)),
+    Case("PP2, 2 x 192 layers", 2, PP, given(num_layers=2 * GROUPED_FROM)),
+]
 COUNTS = {
+    "TP2 + SP, two layers a call and one": 2,
+    "PP2, two layers a call and one": 2,
     "TP2 + SP, layernorm_scaling, full recompute": 2,
     "TP2 + SP, mix_ln": 2,
     "TP2, encoder-decoder": 3,
@@ -60,8 +71,11 @@ def compiled(config: RunConfig, backend: str) -> tuple[Engine, list[int]]:
     return engine, graphs
 
 
-def ranks(cases: list[Case], backend: str) -> dict[str, tuple[Curve, Curve, int]]:
+def ranks(
+    cases: list[Case], backend: str, grouped_from: int, group: int
+) -> dict[str, tuple[Curve, Curve, int]]:
     """Runs inside two ranks: each case eager and compiled, and compilations."""
+    model.layers.compiled.GROUPED_FROM, model.layers.compiled.GROUP = grouped_from, group
     found = {}
     for case in cases:
         config = case.config()
@@ -108,8 +122,8 @@ def test_a_piece_is_kept_and_sent_while_a_product_runs() -> None:
     assert backward[5:] == [scatter, gather, wait, "mm", wait]
 
 
-def hold(cases: list[Case], backend: str) -> None:
-    found = launch(Group(2, ranks, (cases, backend)))[0][0]
+def hold(cases: list[Case], backend: str, grouped_from: int = GROUPED_FROM, group: int = GROUP) -> None:
+    found = launch(Group(2, ranks, (cases, backend, grouped_from, group)))[0][0]
     for case in cases:
         eager, curve, graphs = found[case.name]
         check(case, compare(case, curve, eager))
@@ -119,6 +133,15 @@ def hold(cases: list[Case], backend: str) -> None:
 def test_compiled_steps_are_the_steps() -> None:
     """All but PyTorch's generator of code, which the slow tests have."""
     hold(QUICK, "aot_eager")
+
+
+def test_steps_of_layers_that_are_called_together_are_the_steps() -> None:
+    hold(GROUPED, "aot_eager", grouped_from=3, group=2)
+
+
+@pytest.mark.slow
+def test_steps_of_very_deep_stacks_are_the_steps() -> None:
+    hold(DEEP, "aot_eager")
 
 
 @pytest.mark.slow
