@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 from model.depth.schemes import scheme_names
@@ -369,6 +370,13 @@ def run_all(configs: list[RunConfig]) -> list[Curve | None]:
                 f"the case with {config.parallel!r} {config.model.scheme} {config.train.precision} failed"
             ) from error
     return curves
+
+
+def selected(request: pytest.FixtureRequest, cases: Iterable[Case]) -> list[Case]:
+    """The cases of the module that this session tests: `-k` measures no others."""
+    items = [item for item in request.session.items if item.getparent(pytest.Module) is request.node]
+    asked = [item.callspec.params.get("case") for item in items if hasattr(item, "callspec")]
+    return [case for case in cases if case in asked]
 
 
 def measure(cases: Iterable[Case], timeout: float = 1500.0) -> dict[str, Row]:

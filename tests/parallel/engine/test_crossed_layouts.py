@@ -6,7 +6,7 @@ import pytest
 
 from tests.documents.layouts import TABLES
 from tests.parallel.crossed_layouts import COMBINED, HELD_BY
-from tests.parallel.layouts import Case, Row, check, ids, measure
+from tests.parallel.layouts import Case, Row, check, ids, measure, selected
 
 ALL = TABLES["crossed"]
 QUICK = [case for case in ALL if case.name not in HELD_BY]
@@ -14,13 +14,13 @@ SLOW = [case for case in ALL if case.name in HELD_BY] + COMBINED
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, Row]:
-    return measure(QUICK)
+def rows(request: pytest.FixtureRequest) -> dict[str, Row]:
+    return measure(selected(request, QUICK))
 
 
 @pytest.fixture(scope="module")
-def slow_rows() -> dict[str, Row]:
-    return measure(SLOW, timeout=3400)
+def slow_rows(request: pytest.FixtureRequest) -> dict[str, Row]:
+    return measure(selected(request, SLOW), timeout=3400)
 
 
 @pytest.mark.parametrize("case", QUICK, ids=ids(QUICK))

@@ -14,7 +14,7 @@ from parallel.engine.gradients import GradientBuffer
 from pretrain.config.sections.factors import role_of
 from tests.distributed import Group, launch
 from tests.parallel.checkpoint.states import bring, keep
-from tests.parallel.layouts import FP32, FULL, OPTIMIZER, SP, Case, Row, measure
+from tests.parallel.layouts import FP32, FULL, OPTIMIZER, SP, Case, Row, measure, selected
 from tests.parallel.training import (
     batches_of,
     engine_of,
@@ -131,8 +131,8 @@ def found() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, Row]:
-    return measure(CASES)
+def rows(request: pytest.FixtureRequest) -> dict[str, Row]:
+    return measure(selected(request, CASES))
 
 
 @pytest.mark.parametrize("role", VALUES)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parallel.layouts import BF16, DEEP, SP, VP, Case, Row, check, ids, measure
+from tests.parallel.layouts import BF16, DEEP, SP, VP, Case, Row, check, ids, measure, selected
 from tests.parallel.training import given
 
 pytestmark = pytest.mark.slow
@@ -22,8 +22,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, Row]:
-    return measure(CASES)
+def rows(request: pytest.FixtureRequest) -> dict[str, Row]:
+    return measure(selected(request, CASES))
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids(CASES))

@@ -9,7 +9,18 @@ import pytest
 
 from tests.documents.layouts import DOCUMENT, TABLES, rows_in
 from tests.parallel.context_layouts import QUICK_OF_CONTEXT
-from tests.parallel.layouts import HELD_BY, QUICK_OF_FOUR, STEPS, Case, Row, check, ids, is_quick, measure
+from tests.parallel.layouts import (
+    HELD_BY,
+    QUICK_OF_FOUR,
+    STEPS,
+    Case,
+    Row,
+    check,
+    ids,
+    is_quick,
+    measure,
+    selected,
+)
 
 ALL = [*TABLES["table"], *TABLES["context"]]
 QUICK = [case for case in TABLES["table"] if is_quick(case)]
@@ -18,13 +29,13 @@ SLOW = [case for case in ALL if case not in QUICK]
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, Row]:
-    return measure(QUICK)
+def rows(request: pytest.FixtureRequest) -> dict[str, Row]:
+    return measure(selected(request, QUICK))
 
 
 @pytest.fixture(scope="module")
-def slow_rows() -> dict[str, Row]:
-    return measure(SLOW, timeout=3400)
+def slow_rows(request: pytest.FixtureRequest) -> dict[str, Row]:
+    return measure(selected(request, SLOW), timeout=3400)
 
 
 @pytest.mark.parametrize("case", QUICK, ids=ids(QUICK))

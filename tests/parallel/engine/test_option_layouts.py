@@ -22,6 +22,7 @@ from tests.parallel.layouts import (
     check,
     ids,
     measure,
+    selected,
 )
 from tests.parallel.training import given
 
@@ -66,8 +67,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, Row]:
-    return measure(CASES)
+def rows(request: pytest.FixtureRequest) -> dict[str, Row]:
+    return measure(selected(request, CASES))
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids(CASES))
