@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.errors import UserError
 from pretrain.config.schema import RunConfig
 from pretrain.data.blend import Blend, open_blend
 from pretrain.data.documents import document_parts
@@ -187,11 +186,7 @@ def clips(config: RunConfig, split: str, alone: bool = False) -> Crossed:
     cache = Path(data.cache) if data.cache else None
     given = config.train.seed, cache, config.spec_augment, alone
     blend = open_clips(data.corpora, split, _sides(config), *given)
-    if blend.filters != speech.filters:
-        raise UserError(
-            f"data set {data.corpora[0].path}: its frames have {blend.filters} filters, "
-            f"model.speech.filters={speech.filters}: change it, or prepare them with --filters"
-        )
+    blend.check_filters(speech.filters)
     return Crossed(blend, blend.manifests[0].unigram_entropy_nats, split)
 
 

@@ -103,6 +103,14 @@ class ClipBlend(PairBlend):
             self.check_ids(ids, reader, index)
         return clips
 
+    def check_filters(self, filters: int) -> None:
+        """Raises UserError where a model of so many filters cannot hear the frames."""
+        if self.filters != filters:
+            raise UserError(
+                f"data set {self._clips[0].path}: its frames have {self.filters} filters, "
+                f"model.speech.filters={filters}: change it, or prepare them with --filters"
+            )
+
     def heard_as(self, scale: Scale) -> None:
         """Has frames standardised by another scale than the data sets': a trained model's."""
         for reader in self._clips:

@@ -71,7 +71,9 @@ def open_split(trained: Trained, split: str, data: Path | str | None = None) -> 
 
     corpora, cache = chosen(trained, data)
     blend = open_clips(corpora, split, trained.row_lengths, 0, cache, SpecAugment(), alone=True)
-    blend.heard_as(speech_facts(trained).scale)
+    facts = speech_facts(trained)
+    blend.check_filters(facts.filters)
+    blend.heard_as(facts.scale)
     return blend
 
 

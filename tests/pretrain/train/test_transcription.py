@@ -119,6 +119,18 @@ def test_other_data_are_heard_as_the_model_was_trained(
     assert len(heard) == 2
 
 
+def test_data_of_other_filters_are_not_heard(folder: Path, other: tuple[Path, Path], tmp_path: Path) -> None:
+    trained(config_of(folder, tmp_path, train={"steps": 1}))
+    source = [str(other[0] / "list.tsv")]
+    tokenizer = folder / "words.model"
+    options = SpeechOptions(
+        source, tmp_path / "data", tokenizer, (1, 0, 0), workers=1, sides=SIDES, filters=8
+    )
+    prepare_speech(options)
+    with pytest.raises(UserError, match=f"its frames have 8 filters, model.speech.filters={FILTERS}: "):
+        evaluate_clips(open_trained(tmp_path / "small"), data=tmp_path / "data", split="train")
+
+
 def test_clips_that_are_not_normalised_alike_are_not_mixed(
     folder: Path, other: tuple[Path, Path], tmp_path: Path
 ) -> None:
