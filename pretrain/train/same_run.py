@@ -72,8 +72,13 @@ class CorpusIdentity(Record):
     share: float
 
 
+class _Images(Record):
+    classes: list[str] = Field(default_factory=list)
+
+
 class _Progress(Record):
     data: list[CorpusIdentity] | None = None
+    images: _Images = _Images()
 
 
 class _Corpus(Record):
@@ -153,13 +158,14 @@ def check_same_data(reader: CheckpointReader, config: RunConfig, blend: Blend) -
     """Returns what is new about the data, where the configuration allows it; else nothing.
 
     Raises UserError naming the first setting by which the run would lose its place in the data,
-    and for another tokenizer.
+    and for another tokenizer, or other classes of images.
     """
     ours_at, theirs_at = tokenizer_file(config.data.corpora[0].path), reader.tokenizer_path
     if theirs_at is not None and ours_at.is_file() and ours_at.read_bytes() != theirs_at.read_bytes():
         advice = "name data prepared with that one, or start a run with another name"
         other = f"{ours_at} is not the tokenizer the run was trained with, {theirs_at}"
         raise UserError(f"data.corpora: {other}: {advice}")
+    _check_classes(reader, blend)
     _check_fixed(reader, config)
     changed = _other_data(reader, config, identity_of(blend))
     if changed and config.data.changed_at_step != reader.step:
@@ -181,13 +187,29 @@ def _check_fixed(reader: CheckpointReader, config: RunConfig) -> None:
             raise UserError(f"{reader.folder} was trained with {differs}: change it back, or {ELSEWHERE}")
 
 
+def _check_classes(reader: CheckpointReader, blend: Blend) -> None:
+    """Raises UserError for images of other classes: they are what a tokenizer is to text."""
+    facts, theirs = blend.manifests[0].images, _progress(reader).images.classes
+    if facts is None or not theirs or list(facts.classes) == theirs:
+        return
+    differ = next(iter(sorted(set(facts.classes) ^ set(theirs))), "their order")
+    other = f"the images have other classes than {reader.folder} ({printable(differ)})"
+    advice = "prepare images with the same class folders, or start a run with another name"
+    raise UserError(f"data.corpora: {other}: {advice}")
+
+
+def _progress(reader: CheckpointReader) -> _Progress:
+    source = f"{reader.folder}, progress"
+    return as_record(reader.manifest.progress, _Progress, source, "use another checkpoint")
+
+
 def _other_data(reader: CheckpointReader, config: RunConfig, ours: list[CorpusIdentity]) -> str:
     """How the data differ from the checkpoint's; empty for the same, or where nothing is known."""
-    source, advice = str(reader.folder), "use another checkpoint"
-    theirs = as_record(reader.manifest.progress, _Progress, f"{source}, progress", advice).data
+    theirs = _progress(reader).data
     shares = [corpus.share for corpus in ours]
     if theirs is None:  # of version 0.1.0, which kept the configuration only
-        data = as_record(_section(reader, "data"), _Data, f"{source}, config.data", advice)
+        source = f"{reader.folder}, config.data"
+        data = as_record(_section(reader, "data"), _Data, source, "use another checkpoint")
         total = sum(corpus.weight for corpus in data.corpora)
         old = [corpus.weight / total for corpus in data.corpora]
         return "" if old in ([], shares) else f"shares {_percent(old)}, now {_percent(shares)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from model.errors import UserError
 from pretrain.config.load import complete_model
 from pretrain.config.schema import RunConfig
+from pretrain.data.images.prepare import ImageOptions, prepare_images
 from pretrain.data.manifest import load_manifest
 from pretrain.data.samples import open_samples
-from tests.pretrain.pictures import picture_data
+from tests.pretrain.pictures import picture_data, write_pictures
 from tests.pretrain.small import small_trainer, trained
 
 
@@ -83,6 +85,17 @@ def test_another_run_begins_from_weights_whatever_drew_them(data: Path, tmp_path
     apart = config_of(data, tmp_path / "apart", model=other, data={"seq_length": 4}, checkpoint=load)
     with pytest.raises(UserError, match=r"was trained with model\.image="):
         small_trainer(apart).resume()
+
+
+def test_a_run_does_not_go_on_with_other_classes(data: Path, tmp_path: Path) -> None:
+    """As many of them, under the same numbers."""
+    trained(config_of(data, tmp_path, train={"steps": 2}))
+    write_pictures(tmp_path / "pictures", {"bright": 40, "dim": 40})
+    other = ImageOptions([str(tmp_path / "pictures")], tmp_path / "other", Path(), (0.8, 0.2, 0), workers=1)
+    prepare_images(replace(other, size=(8, 8)))
+    changed = {"corpora": [{"path": str(tmp_path / "other")}], "changed_at_step": 2}
+    with pytest.raises(UserError, match=r"other classes than .*step_00000002 \(bright\)"):
+        small_trainer(config_of(data, tmp_path, data=changed)).resume()
 
 
 def test_brightness_is_learnt(data: Path, tmp_path: Path) -> None:
