@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.errors import UserError
 from model.hf.tokenizer.table import tokenizer_file
 from model.records import Record, as_record
-from model.words import written
+from model.words import printable, written
 from parallel.checkpoint.reader import CheckpointReader
 from pretrain.config.schema import OptimizerConfig, RunConfig, ScheduleConfig
 from pretrain.config.sections.growth import BatchRampup
