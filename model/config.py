@@ -21,12 +21,7 @@ from model.fields import ModelFields
 from model.images import image_problem
 from model.norms import NORMS
 from model.speech import speech_problem
-from model.words import printable
-
-
-def _written(value: float | str) -> str:
-    """A value as it is written in YAML."""
-    return str(value).lower()
+from model.words import printable, written
 
 
 class ModelConfig(ModelFields):
@@ -78,7 +73,7 @@ class ModelConfig(ModelFields):
             value = getattr(self, name)
             if name not in self.blueprint.settings and value != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"model.{name}={_written(value)} has no effect with model.family={self.family}: remove it"
+                    f"model.{name}={written(value)} has no effect with model.family={self.family}: remove it"
                 )
         if self.position not in self.blueprint.positions:
             raise ValueError(

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.words import written
+
 LAYERS = 10_000
 """Layers of the deepest model."""
 
@@ -81,9 +83,9 @@ class InitConfig(Strict):
             value, default = getattr(self, name), type(self).model_fields[name].default
             if value != default:
                 raise ValueError(
-                    f"model.init.{name}={str(value).lower()} has no effect with model.scheme={scheme} "
+                    f"model.init.{name}={written(value)} has no effect with model.scheme={scheme} "
                     f"and model.init.base={self.base}: remove it "
-                    f"(its default is {str(default).lower()}), or choose deepscalelm_pre_ln or "
+                    f"(its default is {written(default)}), or choose deepscalelm_pre_ln or "
                     "deepscalelm_post_ln with model.init.base=scheme"
                 )
 
@@ -257,7 +259,7 @@ class RotaryConfig(Strict):
             value = getattr(self, name)
             if name not in ("share", "scaling", *read) and value != fields[name].default:
                 raise ValueError(
-                    f"model.rotary.{name}={str(value).lower()} has no effect with "
+                    f"model.rotary.{name}={written(value)} has no effect with "
                     f"model.rotary.scaling={self.scaling}: remove it or choose another scaling"
                 )
         for name, missing in (

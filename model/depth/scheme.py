@@ -27,7 +27,7 @@ from typing import Literal
 
 from model.depth.sublayer import Layer, Sublayer
 from model.depth.transfer import Reach, Transfer
-from model.words import printable
+from model.words import printable, written
 
 WeightRole = Literal["q", "k", "v", "o", "fc1", "fc2", "cq", "ck", "cv", "co"]
 """Of a matrix of a layer; those with a c are cross-attention's."""
@@ -112,7 +112,7 @@ class Scheme:
         for key, other in self.replaced.items():
             if given.get(key) and given.get(other):
                 raise ValueError(
-                    f"model.scheme_options.{key}={str(given[key]).lower()} has no effect with "
+                    f"model.scheme_options.{key}={written(given[key])} has no effect with "
                     f"{other}={given[other]}, which takes its place: remove one of them"
                 )
 

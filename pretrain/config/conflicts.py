@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from model.config import ModelConfig
 from model.loss_kernels import INSTEAD, LOSS_KERNELS, LossKernelName
+from model.words import written
 from parallel.config import ParallelConfig
 from parallel.optimizers import OPTIMIZERS, OptimizerName
 from pretrain.config.sections.spans import span_counts
@@ -258,13 +259,9 @@ def _needs(option: str, *settings: tuple[str, object, object]) -> None:
     for key, given, needed in settings:
         if given != needed:
             raise ValueError(
-                f"{option}=true has no effect with {key}={_as_yaml(given)}: "
-                f"set {key}={_as_yaml(needed)}, or {option}=false"
+                f"{option}=true has no effect with {key}={written(given)}: "
+                f"set {key}={written(needed)}, or {option}=false"
             )
-
-
-def _as_yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_streams(config: RunConfig) -> None:

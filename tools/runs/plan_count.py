@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import UserError
+from model.words import written
 
 if TYPE_CHECKING:
     from pretrain.config.schema import RunConfig
@@ -70,8 +71,8 @@ def count(path: str, overrides: list[str]) -> Count:
     ):
         if given not in counted:
             raise UserError(
-                f"--count counts layers of PyTorch's kernels as they are, not with {key}={given}: "
-                f"set {key}={str(counted[-1]).lower()}"
+                f"--count counts layers of PyTorch's kernels as they are, not with {key}={written(given)}: "
+                f"set {key}={written(counted[-1])}"
             )
     fit_configuration(config.model_copy(update={"model": model}))
     precision: Literal["fp32", "bf16"] = "fp32" if train.precision == "fp32" else "bf16"
