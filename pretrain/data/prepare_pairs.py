@@ -9,7 +9,7 @@ from typing import Any
 from model.errors import UserError
 from model.folders import whole_folder
 from model.words import printable
-from pretrain.data.manifest import MANIFEST, SPLITS, Manifest, PairFacts
+from pretrain.data.manifest import MANIFEST, SPLITS, Manifest, PairFacts, SplitName
 from pretrain.data.prepare import (
     DATA_SET,
     CommonOptions,
@@ -50,6 +50,11 @@ class PairOptions(CommonOptions):
         given = {1: self.validation, 2: self.test}
         return {split: inputs for split, inputs in given.items() if inputs}
 
+    @property
+    def own_splits(self) -> tuple[SplitName, ...]:
+        """Names of the splits that have inputs of their own."""
+        return tuple(SPLITS[split] for split in self.held)
+
 
 def prepare_pairs(
     options: PairOptions,
@@ -79,6 +84,7 @@ def prepare_pairs(
         guessed = any(file.file.compressed or file.file.kind == "hub" for file in files)
         total = None if guessed or options.limit is not None else sum(file.size for file in files)
         write_all(sized_pairs(files, options), job, output, options, (total, on_progress))
+        output.check_own(options.own_splits)
         facts = output.finish()
         pairs = PairFacts(
             **pair_fields(options, output), source_token_correlation=correlation(output.source_counts)

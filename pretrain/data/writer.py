@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, TypedDict
 
@@ -157,6 +158,13 @@ class PairOutput(DatasetOutput):
     def count_sources(self, result: EncodedBatch) -> None:
         """Counts the tokens of the sources of train."""
         self.source_counts += self._occurrences(result.splits[0])
+
+    def check_own(self, splits: Iterable[SplitName]) -> None:
+        """Raises UserError for a split with inputs of its own that gave nothing. splits: those."""
+        for name in splits:
+            at = self.names.index(PAIRED[name][0])
+            if not sum(map(len, self.splits[at].lengths)):
+                raise UserError(f"--{name}: no {self.what} in it ({self._left_out()})")
 
     def _left_out(self) -> str:
         others = {"with one side": self.one_side, "too long": self.too_long}

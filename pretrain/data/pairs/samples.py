@@ -25,6 +25,7 @@ MUCH_PADDING = 0.1
 class PairReader:
     """The rows of one split of one data set of pairs, pass after pass."""
 
+    what = "pairs"
     wanted = "pairs, which train.task=translation reads: prepare it with `fathom data prepare --pairs`"
     """What is needed where a data set holds something else."""
 
@@ -38,6 +39,12 @@ class PairReader:
         if self.facts_of(self.manifest) is None:
             raise UserError(f"data set {path} holds no {self.wanted}")
         sides = self.manifest.sides(path, split)
+        off = "" if split == "train" else ", or set train.eval_samples=0"
+        if not self.manifest.splits[sides[0]].documents:
+            raise UserError(
+                f"data set {path}: the {split} split has no {self.what}; prepare more, "
+                f"or a larger share of it (--split){off}"
+            )
         prefixes = [split_prefix(path, side, self.manifest) for side in sides]
         for side in sides:
             check_start(path, side, self.manifest)
@@ -49,7 +56,6 @@ class PairReader:
         self.packing = self._packing()
         self.samples = self.packing.rows
         if not self.samples:
-            off = "" if split == "train" else ", or set train.eval_samples=0"
             raise UserError(
                 f"data set {path}: no pair of the {split} split fits data.source_length={lengths[0]} and "
                 f"data.seq_length={lengths[1]}; raise them, or prepare more data{off}"

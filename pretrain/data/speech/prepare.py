@@ -134,6 +134,7 @@ def prepare_speech(
         )
         output = SpeechOutput(folder, tokenizer, options)
         write_all(_sized(files, options), job, output, options, (None, on_progress))
+        output.check_own(options.own_splits)
         written = output.finish()
         speech = SpeechFacts(
             **pair_fields(options, output),

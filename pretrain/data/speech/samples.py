@@ -25,6 +25,7 @@ from pretrain.data.speech.filterbanks import Scale, loaded
 class ClipReader(PairReader):
     """The rows of one split of one data set of speech, pass after pass."""
 
+    what = "clips"
     wanted = (
         "speech, which a model of model.family=speech reads: prepare it with `fathom data prepare --speech`"
     )

@@ -164,6 +164,7 @@ def test_a_split_of_its_own_is_that_input_alone(tmp_path: Path, tokenizer: Path)
         ({"split": (0.8, 0.1, 0.1)}, r"--split 0.8,0.1,0.1: with --test the test split is that input alone"),
         ({"test": ("x.de",)}, "--test: there is no file of sources in it"),
         ({"validation": ("x.en",)}, "x.en is named for --validation and --test"),
+        ({"test": ("half.jsonl",)}, r"--test: no pairs in it \(0 empty, 1 broken, the first: half.jsonl:2: "),
     ],
 )
 def test_a_split_of_its_own_that_cannot_be(
@@ -172,6 +173,7 @@ def test_a_split_of_its_own_that_cannot_be(
     monkeypatch.chdir(tmp_path)
     for name, text in (("x.en", "one\n"), ("x.de", "eins\n"), ("more.jsonl", json_lines(PAIRS))):
         (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "half.jsonl").write_text('{"en": "one", "de": ""}\n{"en": "two"}\n')
     given = replace(options("more.jsonl", tmp_path / "out", tokenizer), test=("x.en",))
     with pytest.raises(UserError, match=reason):
         prepare_pairs(replace(given, **changes))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,12 @@ def test_blanks_have_the_form_of_a_batch(folder: Path) -> None:
     assert forms[0] == forms[1]
 
 
-def test_texts_are_no_pairs(folder: Path) -> None:
+def test_data_without_pairs_that_fit_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="text holds no pairs.*prepare it with `fathom data prepare --pairs`"):
         open_pairs([Corpus(path=str(folder / "text"))], "train", LENGTHS, 7, folder / "cache")
     with pytest.raises(UserError, match="no pair of the train split fits data.source_length=2"):
         open_pairs([Corpus(path=str(folder / "pairs"))], "train", (2, 2), 7, folder / "cache")
+    few = PairOptions([str(folder / "p.tsv")], folder / "few", folder / "t.model", (1, 0, 0), workers=1)
+    prepare_pairs(replace(few, sides=Sides("1", "2")))
+    with pytest.raises(UserError, match="few: the validation split has no pairs; .*train.eval_samples=0"):
+        open_pairs([Corpus(path=str(folder / "few"))], "validation", LENGTHS, 7, folder / "cache")
