@@ -17,6 +17,11 @@ from parallel.launch.ranks import GATE_VARIABLE
 from parallel.launch.secret import VARIABLE, new_secret
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+LIKELY: dict[int, str] = {
+    signal.SIGKILL: "out of memory?",
+    signal.SIGBUS: "a file of the data was cut?",  # files that are mapped into memory end their reader so
+}
+"""What mostly sends a signal that ends a rank without a word."""
 GRACE_SECONDS = 30.0
 PR_SET_PDEATHSIG = 1
 
@@ -168,7 +173,7 @@ def _say_killed(codes: Sequence[int | None], received: Collection[int]) -> bool:
     for rank, code in enumerate(codes):
         if code is not None and code < 0 and -code not in received:
             known = -code in set(signal.Signals)
-            hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+            hint = f" ({LIKELY[-code]})" if -code in LIKELY else ""
             print(
                 f"fathom: error: rank {rank} was ended by "
                 f"{signal.Signals(-code).name if known else f'signal {-code}'}{hint}",

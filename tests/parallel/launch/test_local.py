@@ -136,7 +136,10 @@ def test_a_killed_rank_counts_as_128_plus_signal(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "hint"), [("SIGKILL", " (out of memory?)"), ("SIGSEGV", "")])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("SIGKILL", " (out of memory?)"), ("SIGBUS", " (a file of the data was cut?)"), ("SIGSEGV", "")],
+)
 def test_a_rank_that_a_signal_ended_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, hint: str
 ) -> None:
