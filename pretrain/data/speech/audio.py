@@ -20,6 +20,10 @@ SIZE = re.compile(r": *(\d+) \(should be (\d+)\)")
 """libsndfile's remark on a header, by bytes: as many as it states, as many as there are."""
 UNKNOWN_SIZE = 0x7FFF_0000
 """From here on a stated size is that of a program that wrote to a pipe and did not know the end."""
+OGG_PAGE = 27 + 255 + 255 * 255
+"""Bytes of the longest page of an Ogg file: a header, lengths of its parts, these parts."""
+OGG_LAST = 4
+"""The flag of the last one."""
 SLACK = 64
 """Bytes, above which a difference of sizes is more than a header that was counted wrongly."""
 MISSING = "reading recordings needs the packages soundfile and scipy: pip install 'fathom[speech]'"
@@ -47,6 +51,8 @@ def read_clip(source: Path | bytes, longest: float | None = None) -> NDArray[np.
             if longest is not None and count > longest * rate:
                 raise TooLongError(f"{count / rate:.4g} s, the most is {longest:.4g} s")
             _check_sizes(file.extra_info)
+            if file.format == "OGG":
+                _check_pages(source)
             samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         _check_readable(source)
@@ -66,6 +72,17 @@ def _check_sizes(remarks: str) -> None:
     for stated, held in ((int(one), int(other)) for one, other in SIZE.findall(remarks)):
         if held + SLACK < stated < UNKNOWN_SIZE:
             raise ValueError(f"cut off: {held} of {stated} bytes")
+
+
+def _check_pages(source: Path | bytes) -> None:
+    """Raises ValueError for an Ogg file without its last page, or with a part of that."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        file.seek(max(0, file.seek(0, io.SEEK_END) - OGG_PAGE))
+        _, mark, page = file.read().rpartition(b"OggS")
+    # What follows the mark: version, flags, 20 bytes more, how many parts, the length of each.
+    parts = page[23 : 23 + page[22]] if len(page) > 22 else b""
+    if not mark or not parts or not page[1] & OGG_LAST or len(page) < 23 + len(parts) + sum(parts):
+        raise ValueError("cut off: its last page is missing")
 
 
 def _check_readable(source: Path | bytes) -> None:
