@@ -160,11 +160,21 @@ class PairOutput(DatasetOutput):
         self.source_counts += self._occurrences(result.splits[0])
 
     def check_own(self, splits: Iterable[SplitName]) -> None:
-        """Raises UserError for a split with inputs of its own that gave nothing. splits: those."""
-        for name in splits:
-            at = self.names.index(PAIRED[name][0])
-            if not sum(map(len, self.splits[at].lengths)):
+        """splits: those with inputs of their own.
+
+        Raises UserError for one that they gave nothing, and where nothing is left beside them.
+        """
+        counts = {name: self._count(PAIRED[name][0]) for name in splits}
+        for name, count in counts.items():
+            if not count:
                 raise UserError(f"--{name}: no {self.what} in it ({self._left_out()})")
+        if counts and self.documents == sum(counts.values()):
+            named = " and ".join(f"--{name}" for name in counts)
+            repeated = f"{self.held_out} with sources of them left out"
+            raise UserError(f"INPUT: no {self.what} beside those of {named}, {repeated}")
+
+    def _count(self, name: SplitName) -> int:
+        return sum(map(len, self.splits[self.names.index(name)].lengths))
 
     def _left_out(self) -> str:
         others = {"with one side": self.one_side, "too long": self.too_long}

@@ -164,6 +164,10 @@ def test_a_split_of_its_own_is_that_input_alone(tmp_path: Path, tokenizer: Path)
         ({"split": (0.8, 0.1, 0.1)}, r"--split 0.8,0.1,0.1: with --test the test split is that input alone"),
         ({"test": ("x.de",)}, "--test: there is no file of sources in it"),
         ({"validation": ("x.en",)}, "x.en is named for --validation and --test"),
+        (
+            {"test": ("more.jsonl",)},
+            "INPUT: no pairs beside those of --test, 0 with sources of them left out",
+        ),
         ({"test": ("half.jsonl",)}, r"--test: no pairs in it \(0 empty, 1 broken, the first: half.jsonl:2: "),
     ],
 )
