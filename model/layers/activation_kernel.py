@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from model.layers.parts_kernel import store_part
+
 ROOT_HALF = tl.constexpr(0.7071067811865476)
 DENSITY = tl.constexpr(0.3989422804014327)
 """Of a standard Gaussian at 0."""
@@ -54,6 +56,45 @@ def load_biased(pointer, bias, at, cols, inside, whole, WIDE: tl.constexpr):
 
 
 @triton.jit
+def activated(x, bias, at, cols, inside, f, KIND: tl.constexpr, GATED: tl.constexpr, WIDE: tl.constexpr):
+    """The activation of x at `at`, times what lies f further with a gate."""
+    whole = cols < f
+    value, _ = value_and_slope(load_biased(x, bias, at, cols, inside, whole, WIDE), KIND)
+    if GATED:
+        value *= load_biased(x, bias, at + f, f + cols, inside, whole, WIDE)
+    return value
+
+
+@triton.jit
+def gradient_before(
+    g,
+    x,
+    bias,
+    dx,
+    at,
+    cols,
+    inside,
+    f,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The gradients of what enters an activation and its gate, of g, which are stored at `dx`.
+
+    Without a gate both are the first.
+    """
+    whole = cols < f
+    value, slope = value_and_slope(load_biased(x, bias, at, cols, inside, whole, WIDE), KIND)
+    if GATED:
+        other = g * value
+        g *= load_biased(x, bias, at + f, f + cols, inside, whole, WIDE)
+        tl.store(dx + at + f, other.to(dx.dtype.element_ty), mask=inside)
+    own = g * slope
+    tl.store(dx + at, own.to(dx.dtype.element_ty), mask=inside)
+    return own, other if GATED else own
+
+
+@triton.jit
 def forward(
     x,
     bias,
@@ -69,15 +110,10 @@ def forward(
     """Some columns of some rows. bias: None where there is none."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    whole = cols < f
-    inside = (rows < n)[:, None] & whole[None, :]
+    inside = (rows < n)[:, None] & (cols < f)[None, :]
     far = rows.to(tl.int64)[:, None]
-    width = 2 * f if GATED else f
-    value, _ = value_and_slope(
-        load_biased(x, bias, far * width + cols[None, :], cols, inside, whole, WIDE), KIND
-    )
-    if GATED:
-        value *= load_biased(x, bias, far * width + f + cols[None, :], f + cols, inside, whole, WIDE)
+    at = far * (2 * f if GATED else f) + cols[None, :]
+    value = activated(x, bias, at, cols, inside, f, KIND, GATED, WIDE)
     tl.store(out + far * f + cols[None, :], value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -101,27 +137,19 @@ def backward(
     bias_parts: [programs, f], or 2 f with a gate; None where nobody asks for it.
     """
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    whole = cols < f
     width = 2 * f if GATED else f
     sums = tl.zeros((ROWS, BLOCK), WIDE)
     other_sums = sums
     for first in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
         rows = first + tl.arange(0, ROWS)
-        inside = (rows < n)[:, None] & whole[None, :]
+        inside = (rows < n)[:, None] & (cols < f)[None, :]
         far = rows.to(tl.int64)[:, None]
         at = far * width + cols[None, :]
         g = tl.load(gradient + far * f + cols[None, :], mask=inside, other=0.0).to(WIDE)
-        value, slope = value_and_slope(load_biased(x, bias, at, cols, inside, whole, WIDE), KIND)
-        if GATED:
-            other = g * value
-            g *= load_biased(x, bias, at + f, f + cols, inside, whole, WIDE)
-            tl.store(dx + at + f, other.to(dx.dtype.element_ty), mask=inside)
-            other_sums += other
-        own = g * slope
-        tl.store(dx + at, own.to(dx.dtype.element_ty), mask=inside)
+        own, other = gradient_before(g, x, bias, dx, at, cols, inside, f, KIND, GATED, WIDE)
         sums += own
-    if bias_parts is not None:
-        mine = bias_parts + tl.program_id(0) * width + cols
-        tl.store(mine, tl.sum(sums, 0), mask=whole)
         if GATED:
-            tl.store(mine + f, tl.sum(other_sums, 0), mask=whole)
+            other_sums += other
+    store_part(bias_parts, sums, cols, f, width)
+    if GATED and bias_parts is not None:
+        store_part(bias_parts + f, other_sums, cols, f, width)

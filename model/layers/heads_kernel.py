@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from model.layers.parts_kernel import store_part
+
 
 @triton.jit
 def _places(cols, per_group, width):
@@ -137,5 +139,4 @@ def backward(
         at = rows.to(tl.int64)[:, None] * columns + cols[None, :]
         tl.store(product + at, x.to(product.dtype.element_ty), mask=inside)
         sums += x
-    if bias_parts is not None:
-        tl.store(bias_parts + tl.program_id(0) * columns + cols, tl.sum(sums, 0), mask=whole)
+    store_part(bias_parts, sums, cols, columns, columns)

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from model.layers.activation_kernel import value_and_slope
-from model.layers.norm_rows import norm_backward, norm_forward, store_part
+from model.layers.norm_rows import norm_backward, norm_forward
+from model.layers.parts_kernel import store_part
 
 
 @triton.jit

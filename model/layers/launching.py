@@ -125,42 +125,13 @@ def summing_grid(n: int, columns: int, device: torch.device, size: int = TILE) -
 
 
 @functools.cache
-def _operator(name: str) -> Callable[[list[Tensor], list[Tensor]], None]:
-    def noted(read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+def _operator(name: str) -> Callable[[list[Tensor], list[Tensor], list[Tensor]], None]:
+    def noted(factors: Sequence[Tensor], read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         """Nothing: what would be computed has no memory."""
 
-    operator = custom_op(
-        f"fathom::{name}",
-        noted,
-        mutates_args=("written",),
-        schema="(Tensor[] read, Tensor(a!)[] written) -> ()",
-    )
-    operator.register_fake(noted)
-    return operator
-
-
-def starts(name: str, read: Sequence[Tensor | None], written: Sequence[Tensor | None]) -> bool:
-    """Whether to start a kernel of this name. Where tensors have no memory it is noted instead.
-
-    read, written: its tensors; those that are None do not count.
-    """
-    first = next(tensor for tensor in (*written, *read) if tensor is not None)
-    if not first.is_meta:
-        return True
-    reads, writes = ([x for x in given if x is not None] for given in (read, written))
-    _operator(name)(reads, writes)
-    return False
-
-
-@functools.cache
-def _product_operator(name: str) -> Callable[[list[Tensor], list[Tensor], list[Tensor]], None]:
-    def noted(factors: Sequence[Tensor], read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
-        """Nothing, as above."""
-
-    def flops(factors: Any, read: Any, written: Any, **given: Any) -> int:
-        """Of rows [.., k] and a matrix of which one side is k long."""
-        rows, weight = factors
-        return 2 * math.prod(rows) * math.prod(weight) // rows[-1]
+    def flops(factors: Sequence[Sequence[int]], *beside: object, **given: object) -> int:
+        """Of rows [.., k] and a matrix of which one side is k long, by their shapes."""
+        return 2 * math.prod(map(math.prod, factors)) // factors[0][-1] if factors else 0
 
     operator = custom_op(
         f"fathom::{name}",
@@ -173,18 +144,23 @@ def _product_operator(name: str) -> Callable[[list[Tensor], list[Tensor], list[T
     return operator
 
 
-def starts_product(
-    name: str, factors: tuple[Tensor, Tensor], read: Sequence[Tensor | None], written: Sequence[Tensor]
+def starts(
+    name: str,
+    read: Sequence[Tensor | None],
+    written: Sequence[Tensor | None],
+    factors: tuple[Tensor, ...] = (),
 ) -> bool:
-    """As `starts`, of a kernel that multiplies matrices.
+    """Whether to start a kernel of this name. Where tensors have no memory it is noted instead.
 
-    factors: rows [.., k], and a matrix of which one side is k long.
-    read: what it reads beside them.
-    written: what a plain product would write, then what it would not.
+    read, written: its tensors; those that are None do not count.
+    factors: of a kernel that multiplies matrices: rows [.., k], and a matrix of which one side is k
+        long. It reads others beside them, and first writes what a plain product would.
     """
-    if not written[0].is_meta:
+    first = next(tensor for tensor in (*written, *read) if tensor is not None)
+    if not first.is_meta:
         return True
-    _product_operator(name)(list(factors), [x for x in read if x is not None], list(written))
+    reads, writes = ([x for x in given if x is not None] for given in (read, written))
+    _operator(name)(list(factors), reads, writes)
     return False
 
 

@@ -46,13 +46,3 @@ def norm_backward(g, x, weight, means, inverses, rows, cols, n, h, CENTRED: tl.c
     if CENTRED:
         dx = dx - (tl.sum(own, 1) / h)[:, None]
     return dx * inverse, x
-
-
-@triton.jit
-def store_part(parts, sums, cols, h, width):
-    """What this program has summed of a vector's gradient, [ROWS, BLOCK], some h of its columns.
-
-    parts: [programs, width], None where nobody asks for it.
-    """
-    if parts is not None:
-        tl.store(parts + tl.program_id(0) * width + cols, tl.sum(sums, 0), mask=cols < h)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.layers.activation_kernel import load_biased, value_and_slope
-from model.layers.norm_rows import norm_backward, norm_forward, store_part
+from model.layers.activation_kernel import activated, load_biased, value_and_slope
+from model.layers.norm_rows import norm_backward, norm_forward
+from model.layers.parts_kernel import store_part
 
 
 @triton.jit
@@ -41,9 +42,7 @@ def forward(
     inside = (rows < n)[:, None] & whole[None, :]
     far = rows.to(tl.int64)[:, None]
     at = far * (2 * f if GATED else f) + cols[None, :]
-    value, _ = value_and_slope(load_biased(x, bias, at, cols, inside, whole, WIDE), KIND)
-    if GATED:
-        value *= load_biased(x, bias, at + f, f + cols, inside, whole, WIDE)
+    value = activated(x, bias, at, cols, inside, f, KIND, GATED, WIDE)
     made = norm_forward(value, weight, shift, means, inverses, rows, cols, n, f, eps, CENTRED)
     tl.store(out + far * f + cols[None, :], made.to(out.dtype.element_ty), mask=inside)
 

@@ -1,4 +1,4 @@
-"""Sums over the parts that programs made of gradients of vectors, as a Triton kernel.
+"""Parts that programs make of gradients of vectors, and sums over them, as a Triton kernel.
 
 Importing this module needs Triton; raises ImportError without it.
 """
@@ -7,6 +7,16 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def store_part(parts, sums, cols, h, width):
+    """What this program has summed of a vector's gradient, [ROWS, BLOCK], some h of its columns.
+
+    parts: [programs, width], None where nobody asks for it.
+    """
+    if parts is not None:
+        tl.store(parts + tl.program_id(0) * width + cols, tl.sum(sums, 0), mask=cols < h)
 
 
 @triton.jit

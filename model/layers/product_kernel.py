@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.layers.activation_kernel import value_and_slope
+from model.layers.activation_kernel import gradient_before, value_and_slope
 
 
 @triton.jit
@@ -133,16 +133,10 @@ def backward(
             tile = _row_tile(gradient, rows, deep, n, k)
             sums = _times(tile, _column_tile(weight, f, 1, deep, cols, k, f), sums, WIDENED)
         at = far * width + cols[None, :]
-        x = tl.load(inner + at, mask=inside, other=0.0).to(WIDE)
-        value, slope = value_and_slope(x, KIND)
-        if GATED:
-            other = sums * value
-            sums *= tl.load(inner + at + f, mask=inside, other=0.0).to(WIDE)
-            tl.store(d_inner + at + f, other.to(d_inner.dtype.element_ty), mask=inside)
-            of_other += tl.sum(other, 0)
-        own = sums * slope
-        tl.store(d_inner + at, own.to(d_inner.dtype.element_ty), mask=inside)
+        own, other = gradient_before(sums, inner, None, d_inner, at, cols, inside, f, KIND, GATED, WIDE)
         of_bias += tl.sum(own, 0)
+        if GATED:
+            of_other += tl.sum(other, 0)
     if bias_parts is not None:
         mine = bias_parts + tl.program_id(1) * width + cols
         tl.store(mine, of_bias, mask=whole)

@@ -15,7 +15,7 @@ from model.layers.launching import (
     ceil_div,
     product_shape,
     programs,
-    starts_product,
+    starts,
     triton_format,
     vector,
     wide_format,
@@ -59,7 +59,7 @@ class _FeedForward(torch.autograd.Function):
         out = x.new_empty((*x.shape[:-1], f))
         inner = None if way.plain else x.new_empty((*x.shape[:-1], first.shape[0]))
         own, beside = (out, []) if inner is None else (inner, [out])
-        if starts_product("product_forward", (x, first), [bias], [own, *beside]):
+        if starts("product_forward", [bias], [own, *beside], (x, first)):
             from model.layers.product_kernel import forward
 
             shape = product_shape(x, gated=way.gated)
@@ -96,7 +96,7 @@ def _of_inner(rows: Tensor, second: Tensor, inner: Tensor, ctx: Any) -> tuple[Te
     d_inner = torch.empty_like(inner)
     parts = Parts(rows, grid[1], inner.shape[-1], [ctx.vector if ctx.needs_input_grad[2] else None])
     written = [d_inner[..., :f], d_inner[..., f:]] if way.gated else [d_inner]
-    if starts_product("product_backward", (rows, second), [inner], written):
+    if starts("product_backward", [inner], written, (rows, second)):
         from model.layers.product_kernel import backward
 
         flags = {"KIND": way.kind, "GATED": way.gated, "WIDE": triton_format(wide_format(rows.dtype))}
