@@ -122,9 +122,9 @@ def step(
     if long:
         shown = shown.replace(" ".join(long), note)
     if done:
-        console.print(f"[dim]$ {shown}[/dim]\nalready there: {what}", markup=True)
+        console.print(f"[dim]$ {shown}[/dim]\nalready there: {what}", markup=True, soft_wrap=True)
         return
-    console.print(f"[bold]$ {shown}[/bold]")
+    console.print(f"[bold]$ {shown}[/bold]", soft_wrap=True)  # commands stay whole, to be copied
     shell([sys.executable, "-m", module, *arguments], allowed)
 
 
@@ -193,7 +193,7 @@ def closing(chosen: QuickStart, folder: Path, other: str, seconds: float, proces
         ("", f"make quickstart FAMILY={family} SCHEME={other}    fathom config {chosen.config}"),
     ]
     for name, text in rows:
-        console.print(f"  {name:12} {text}", markup=False)
+        console.print(f"  {name:12} {text}", markup=False, soft_wrap=True)
     console.print("[dim]`fathom` is .venv/bin/fathom[/dim]")
 
 

@@ -28,8 +28,19 @@ def test_half_way_is_half_of_the_steps() -> None:
 
 
 def test_a_step_that_is_done_is_not_run(capsys: pytest.CaptureFixture[str]) -> None:
-    quickstart.step(True, "the thing", ["pretrain", "no_such_file.yaml"])
-    assert "already there: the thing" in capsys.readouterr().out
+    long = ["pretrain", "no_such_file.yaml", f"name={'n' * 80}"]
+    quickstart.step(True, "the thing", long)
+    shown = capsys.readouterr().out
+    assert "already there: the thing" in shown
+    assert f"$ fathom {' '.join(long)}\n" in shown  # whole, to be copied
+
+
+def test_commands_to_go_on_with_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs") / ("n" * 80)
+    for start in QUICKSTARTS.values():
+        quickstart.closing(start, folder, "b2t", 60, 60)
+        lines = capsys.readouterr().out.splitlines()
+        assert f"  {'continue':12} {start.go_on.format(folder=folder)}" in lines
 
 
 def test_a_failing_step_ends_with_its_code() -> None:
